@@ -37,7 +37,9 @@ def locked_versions(session):
 
 def build_wheel(session, package):
     folder = Path(session.create_tmp()) / "wheel"
-    session.run_install("uv", "build", "--quiet", "--wheel", "--clear", f"--out-dir={folder}", f"packages/{package}")
+    session.run_install(
+        "uv", "build", "--quiet", "--wheel", "--clear", f"--out-dir={folder}", f"packages/{package}"
+    )
     return next(folder.glob("*.whl"))
 
 
@@ -98,7 +100,7 @@ def types(session):
 def docs(session):
     """Build the site; a warning is an error."""
     workspace(session, "docs")
-    session.run("mkdocs", "build", "--strict", "--quiet")
+    session.run("mkdocs", "build", "--strict", "--quiet", "--config-file", "docs/mkdocs.yml")
 
 
 @nox.session
@@ -118,7 +120,8 @@ def evidence(session, package):
     """Run one package's demo at the laptop preset, three seeds, and write docs/evidence/<package>.json."""
     workspace(session)
     results = Path(session.create_tmp())
-    session.run("armillary", "run", package, "--seeds", "3", "--timeout", "1800", "--out", str(results), *session.posargs)
+    options = ["--seeds=3", "--timeout=1800", f"--out={results}"]
+    session.run("armillary", "run", package, *options, *session.posargs)
     session.run("python", "-m", "armillary.workspace.evidence", "demo", package, str(results))
 
 

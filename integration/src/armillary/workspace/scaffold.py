@@ -17,7 +17,7 @@ from string import Template
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
-PYPROJECT = Template('''\
+PYPROJECT = Template("""\
 [build-system]
 requires = ["hatchling>=1.27"]
 build-backend = "hatchling.build"
@@ -31,7 +31,7 @@ requires-python = ">=3.11"
 license = "Apache-2.0"
 license-files = ["LICENSE"]
 authors = [{ name = "The armillary authors" }]
-keywords = ["unsorted"]  # the first keyword is the family shown by `armillary list`
+keywords = ["armillary :: unsorted"]  # the family, as `armillary list` shows it, then what one would search for
 classifiers = ["Private :: Do Not Upload"]  # remove when the package has something to prove
 dependencies = ["torch>=2.4"]
 
@@ -52,9 +52,9 @@ include = ["src", "tests", "benchmarks", "README.md", "CHANGELOG.md", "LICENSE"]
 
 [tool.pytest.ini_options]
 filterwarnings = ["error"]
-''')
+""")
 
-README = Template('''\
+README = Template("""\
 # $name
 
 One sentence: what the method gives its user.
@@ -87,7 +87,7 @@ print($module.__version__)
 ## Differences from the paper
 
 ## Citation
-''')
+""")
 
 CHANGELOG = Template("""\
 # Changelog
@@ -112,7 +112,7 @@ __version__ = _version("$name")
 ''')
 
 DEMO = Template('''\
-"""The evidence: the method against its baseline (contract: docs/guides/demo-contract.md)."""
+"""The evidence: the method against its baseline (contract: docs/pages/guides/demo-contract.md)."""
 
 from __future__ import annotations
 
@@ -159,14 +159,14 @@ def demo(
     }
 ''')
 
-CONFTEST = '''\
+CONFTEST = """\
 from hypothesis import settings
 
 settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("isolated")
-'''
+"""
 
-TEST_README = Template('''\
+TEST_README = Template("""\
 import re
 from pathlib import Path
 
@@ -177,9 +177,9 @@ def test_the_python_blocks_of_the_readme_run_as_they_stand():
     blocks = re.findall(r"```python\\n(.*?)```", README.read_text(), re.DOTALL)
     assert blocks, "the README shows no example"
     exec(compile("\\n".join(blocks), str(README), "exec"), {"__name__": "readme"})
-''')
+""")
 
-TEST_PROPERTIES = Template('''\
+TEST_PROPERTIES = Template("""\
 import json
 
 import pytest
@@ -200,7 +200,7 @@ def test_demo_returns_plain_data_and_judges_its_own_criterion(seed):
 def test_unknown_preset_is_named():
     with pytest.raises(ValueError, match="preset must be .* got 'huge'"):
         demo("huge")
-''')
+""")
 
 BENCH = Template('''\
 """$module against its natural peer: one group, exactly two cases, the same input."""
