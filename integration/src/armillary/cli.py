@@ -138,6 +138,8 @@ def _show(jobs: list[Job], outcomes: dict[Job, Run | Failure]) -> None:
 
 
 def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
     import torch
 
     try:
