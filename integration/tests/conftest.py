@@ -28,7 +28,10 @@ RESULT = {
             "title": "Distance over steps",
             "x_label": "step",
             "y_label": "distance [m]",
-            "series": {"walking": {"x": [0, 1, 2], "y": [2.0, 1.0, 0.5]}, "standing": {"x": [0, 2], "y": [2, 2]}},
+            "series": {
+                "walking": {"x": [0, 1, 2], "y": [2.0, 1.0, 0.5]},
+                "standing": {"x": [0, 2], "y": [2, 2]},
+            },
         }
     ],
     "images": [{"title": "Where", "values": [[0.0, 1.0], [2.0, 3.0]], "caption": "a map"}],

@@ -1,9 +1,10 @@
 import math
 
 import pytest
-from armillary.contract import ContractError, check_result
 from hypothesis import given
 from hypothesis import strategies as st
+
+from armillary.contract import ContractError, check_result
 
 
 def test_a_good_result_passes_and_keeps_its_numbers(result):
@@ -16,17 +17,21 @@ BREAKS = {
     "rows[0].distance: must be finite, is nan": lambda r: r["rows"][0].update(distance=math.nan),
     "rows[1].distance: must be a number, is str": lambda r: r["rows"][1].update(distance="near"),
     "rows: ['speed'] not declared in metrics": lambda r: r["rows"][0].update(speed=1.0),
-    "metrics: ['speed'] appear in no row": lambda r: r["metrics"].update(speed={"unit": "", "better": "higher"}),
+    "metrics: ['speed'] appear in no row": lambda r: r["metrics"].update(
+        speed={"unit": "", "better": "higher"}
+    ),
     "metrics.distance.better: Input should be": lambda r: r["metrics"]["distance"].update(better="smaller"),
     "rows: no row has the role 'baseline'": lambda r: r["rows"][0].update(role="method"),
     "holds: Input should be a valid boolean": lambda r: r.update(holds=1),
     "claim: Field required": lambda r: r.pop("claim"),
     "verdict: Extra inputs are not permitted": lambda r: r.update(verdict=True),
     "setting.budget: Field required": lambda r: r["setting"].pop("budget"),
-    "curves[0].series.walking: x has 3 values, y has 2": lambda r: r["curves"][0]["series"]["walking"]["y"].pop(),
-    "curves[0].series.walking.y[1]: must be finite, is inf": lambda r: r["curves"][0]["series"]["walking"].update(
-        y=[2.0, math.inf, 0.5]
-    ),
+    "curves[0].series.walking: x has 3 values, y has 2": lambda r: r["curves"][0]["series"]["walking"][
+        "y"
+    ].pop(),
+    "curves[0].series.walking.y[1]: must be finite, is inf": lambda r: r["curves"][0]["series"][
+        "walking"
+    ].update(y=[2.0, math.inf, 0.5]),
     "images[0]: values must be a non-empty rectangle": lambda r: r["images"][0]["values"][0].pop(),
 }
 

@@ -3,11 +3,12 @@ import shutil
 import subprocess
 
 import pytest
+from test_storage import a_run
+
 from armillary.contract import Failure, check_result
 from armillary.plots import curve_svg
 from armillary.report import render
 from armillary.summary import summarize
-from test_storage import a_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 

@@ -2,6 +2,7 @@ import errno
 import os
 
 import pytest
+
 from armillary.contract import Failure, Machine, Run
 from armillary.storage import StorageError, Store, check_writable, write_atomically
 
@@ -35,7 +36,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, ste
 
 def test_a_folder_that_is_a_file_is_refused_before_anything_runs(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot write to .*file"):
+    with pytest.raises(StorageError, match=r"cannot write to .*file"):
         check_writable(tmp_path / "file")
 
 

@@ -6,13 +6,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_storage import a_run
+
 from armillary.workspace import tables
 from armillary.workspace.evidence import collect, speed
 from armillary.workspace.release import ReleaseError, archive_problems, digest, has_changelog_entry, release
 from armillary.workspace.scaffold import scaffold
-from hypothesis import given
-from hypothesis import strategies as st
-from test_storage import a_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +49,9 @@ def set_version(folder, version, changelog=True):
 def test_two_packages_at_different_versions_are_released_on_the_same_day(repository):
     set_version(repository / "packages" / "beta-two", "2.3.0")
     git(repository, "commit", "--quiet", "-am", "beta-two 2.3.0")
-    built = [path.name for name in ("alpha", "beta-two") for path in release(repository, name, run_tests=False)]
+    built = [
+        path.name for name in ("alpha", "beta-two") for path in release(repository, name, run_tests=False)
+    ]
     assert sorted(built) == [
         "alpha-0.1.0-py3-none-any.whl",
         "alpha-0.1.0.tar.gz",
@@ -112,7 +115,8 @@ def test_an_existing_package_is_not_overwritten(repository):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("## [1.2.0] - 2026", True), ("## 1.2.0", True), ("## [1.2.0.1]", False), ("1.2.0", False)]
+    ("text", "found"),
+    [("## [1.2.0] - 2026", True), ("## 1.2.0", True), ("## [1.2.0.1]", False), ("1.2.0", False)],
 )
 def test_changelog_entries(tmp_path, text, found):
     path = tmp_path / "CHANGELOG.md"
@@ -154,7 +158,7 @@ def test_evidence_is_three_laptop_seeds_of_this_version(tmp_path, result):
     for seed in (0, 1):
         store.save(a_run(result, seed=seed))
     store.save(a_run(result, seed=2, version="0.9"))
-    with pytest.raises(ValueError, match="evidence is three laptop seeds, .* holds 2"):
+    with pytest.raises(ValueError, match=r"evidence is three laptop seeds, .* holds 2"):
         collect("good", "1.0", tmp_path)
     store.save(a_run(result, seed=2))
     assert [run.seed for run in collect("good", "1.0", tmp_path).runs] == [0, 1, 2]
@@ -171,7 +175,13 @@ def test_tables_are_filled_from_the_evidence_and_staleness_is_seen(repository, r
     evidence.mkdir()
     run = a_run(result)
     seeds = [{"seed": seed, "seconds": 1.0, "result": result} for seed in range(3)]
-    document = {"name": "alpha", "version": "0.1.0", "preset": "laptop", "machine": run.machine.model_dump(), "runs": seeds}
+    document = {
+        "name": "alpha",
+        "version": "0.1.0",
+        "preset": "laptop",
+        "machine": run.machine.model_dump(),
+        "runs": seeds,
+    }
     (evidence / "alpha.json").write_text(json.dumps(document))
     assert "packages/alpha/README.md is stale" in tables.stale(repository)
     tables.refresh(repository)
@@ -187,5 +197,4 @@ def test_tables_are_filled_from_the_evidence_and_staleness_is_seen(repository, r
 def test_every_package_of_this_repository_is_part_of_the_frame():
     from armillary.catalog import installed
 
-    folders = {path.parent.name for path in ROOT.glob("packages/*/pyproject.toml")}
-    assert folders <= installed().keys()
+    assert {package.name for package in tables.packages(ROOT)} <= installed().keys()

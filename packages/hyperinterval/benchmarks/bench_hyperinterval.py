@@ -1,13 +1,105 @@
-"""hyperinterval against its natural peer: one group, exactly two cases, the same input."""
+"""One iteration of training: the batched regulariser and shared products against three passes in a loop."""
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hyperinterval import (
+    IntervalHypernetwork,
+    boxes_and_regularizer,
+    interval_cross_entropy,
+    interval_forward,
+    snapshot,
+)
+
+BATCH, KAPPA, BETA = 64, 0.5, 0.005
+SIZE = "target 784-100-10, hypernetwork 24-100-79,510, batch 64"
+
+
+class ThreePasses:
+    """The official style: lower, middle and upper weights all the way, one hypernetwork call per old task."""
+
+    def __init__(self, hyper, pins):
+        self.hyper, self.shapes = hyper, list(hyper.target_shapes.values())
+        self.pins = [(mid - rad, mid, mid + rad) for mid, rad in zip(pins.mid, pins.rad, strict=True)]
+
+    def weights(self, task):
+        box = self.hyper.embedding_box(task)
+        lower, upper = box.lo, box.hi
+        last = len(self.hyper.weights) - 1
+        for index, (weight, bias) in enumerate(zip(self.hyper.weights, self.hyper.biases, strict=True)):
+            middle, radius = (lower + upper) / 2, (upper - lower) / 2
+            assert (radius >= 0).all()
+            middle, radius = F.linear(middle, weight, bias), F.linear(radius, weight.abs())
+            lower, upper = middle - radius, middle + radius
+            if index < last:
+                lower, upper = F.relu(lower), F.relu(upper)
+        return lower, middle, upper
+
+    def split(self, flat):
+        pieces = flat.split([shape.numel() for shape in self.shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+    def target(self, weights, x):
+        lower, middle, upper = (self.split(flat) for flat in weights)
+        x_lo = x_mid = x_hi = x
+        for index in range(0, len(lower), 2):
+            assert (x_lo >= 0).all()
+            w_lo, w_mid, w_hi = lower[index], middle[index], upper[index]
+            b_lo, b_mid, b_hi = lower[index + 1], middle[index + 1], upper[index + 1]
+            lo = F.linear(x_lo, w_lo.clamp(min=0)) + F.linear(x_hi, w_lo.clamp(max=0)) + b_lo
+            hi = F.linear(x_hi, w_hi.clamp(min=0)) + F.linear(x_lo, w_hi.clamp(max=0)) + b_hi
+            x_lo, x_mid, x_hi = lo, F.linear(x_mid, w_mid, b_mid), hi
+            assert (x_lo <= x_hi + 1e-3).all()
+            if index + 2 < len(lower):
+                x_lo, x_mid, x_hi = F.relu(x_lo), F.relu(x_mid), F.relu(x_hi)
+        return x_lo, x_mid, x_hi
+
+    def loss(self, task, x, y):
+        lo, mid, hi = self.target(self.weights(task), x)
+        worst = torch.where(F.one_hot(y, lo.shape[1]).bool(), lo, hi)
+        loss = KAPPA * F.cross_entropy(mid, y) + (1 - KAPPA) * F.cross_entropy(worst, y)
+        regularizer = 0.0
+        for old, stored in enumerate(self.pins):
+            for now, then in zip(self.weights(old), stored, strict=True):
+                regularizer = regularizer + (now - then).pow(2).sum()
+        return loss + BETA / max(1, task) * regularizer / (3 * max(1, task))
+
+
+def our_loss(hyper, target, pins, task, x, y):
+    boxes, regularizer = boxes_and_regularizer(hyper, task, pins)
+    loss, _ = interval_cross_entropy(interval_forward(target, boxes, x), y, KAPPA)
+    return loss + BETA * regularizer
 
 
 @pytest.mark.parametrize("case", ["ours", "peer"])
-@pytest.mark.benchmark(group="placeholder")
-def test_placeholder(benchmark, case):
-    values = list(range(1000))
-    run = {"ours": lambda: sum(values), "peer": lambda: sum(value for value in values)}
-    assert run["ours"]() == run["peer"]()
-    benchmark.extra_info.update(case=case, peer="a generator expression", size="1,000 integers")
-    benchmark(run[case])
+@pytest.mark.parametrize("num_tasks", [3, 10], ids=["3 tasks", "10 tasks"])
+@pytest.mark.benchmark(min_rounds=15, warmup=True, warmup_iterations=3)
+def test_loss_and_gradient_in_the_last_task(benchmark, case, num_tasks):
+    benchmark.group = f"loss and gradient, task {num_tasks} of {num_tasks}"
+    generator = torch.Generator().manual_seed(0)
+    target = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
+    hyper = IntervalHypernetwork(target, num_tasks, eps=5.0, generator=generator)
+    x = torch.rand(BATCH, 784, generator=generator)
+    y = torch.randint(10, (BATCH,), generator=generator)
+    task = num_tasks - 1
+    pins = snapshot(hyper, range(task))
+    with torch.no_grad():  # some way into the task, so that the regulariser is not zero
+        for weight in hyper.weights:
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=1e-3)
+    peer = ThreePasses(hyper, pins)
+    run = {"ours": lambda: our_loss(hyper, target, pins, task, x, y), "peer": lambda: peer.loss(task, x, y)}
+
+    gradients = {
+        name: torch.autograd.grad(loss(), [*hyper.weights, *hyper.biases]) for name, loss in run.items()
+    }
+    torch.testing.assert_close(run["ours"](), run["peer"](), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients["ours"], gradients["peer"], rtol=1e-3, atol=1e-4)
+
+    def iteration():
+        hyper.zero_grad()
+        run[case]().backward()
+
+    benchmark.extra_info.update(case=case, peer="three passes, one hypernetwork call per old task", size=SIZE)
+    benchmark(iteration)

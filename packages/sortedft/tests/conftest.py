@@ -1,4 +1,63 @@
+import pytest
+import torch
 from hypothesis import settings
+from torch import nn
+
+from sortedft import Parts
 
 settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("isolated")
+
+
+class Block(nn.Module):
+    """A causal block of somebody's own code base: one head, no positions, float64."""
+
+    def __init__(self, size, index, generator):
+        super().__init__()
+        self.index = index
+        draw = lambda: nn.Parameter(torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5)  # noqa: E731
+        self.query, self.key, self.value, self.mix = draw(), draw(), draw(), draw()
+
+    def forward(self, hidden, start=0, cache=None):
+        query, key, value = hidden @ self.query, hidden @ self.key, hidden @ self.value
+        if cache is not None:
+            key, value = (found[:, 0] for found in cache.update(key[:, None], value[:, None], self.index))
+        seen = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril(start)
+        scores = (query @ key.mT).masked_fill(~seen, float("-inf"))
+        hidden = hidden + scores.softmax(-1) @ value
+        return hidden + torch.tanh(hidden @ self.mix)
+
+
+class TinyModel(nn.Module):
+    """A plain causal language model without any Hugging Face in it."""
+
+    def __init__(self, num_layers=5, size=8, vocabulary=11, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = nn.Parameter(torch.randn(vocabulary, size, generator=generator, dtype=torch.float64))
+        self.blocks = nn.ModuleList(Block(size, index, generator) for index in range(num_layers))
+        self.norm = nn.LayerNorm(size, dtype=torch.float64)
+        self.head = nn.Linear(size, vocabulary, dtype=torch.float64)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.randn(vocabulary, size, generator=generator))
+            self.head.bias.copy_(torch.randn(vocabulary, generator=generator))
+
+    def forward(self, input_ids):
+        states = [self.table[input_ids]]
+        for block in self.blocks:
+            states.append(block(states[-1]))
+        return states
+
+    @property
+    def parts(self):
+        return Parts(self.blocks, self.norm, self.head, embed=lambda ids, start: self.table[ids])
+
+
+@pytest.fixture
+def tiny():
+    return TinyModel().eval()
+
+
+@pytest.fixture
+def make_tiny():
+    return TinyModel

@@ -55,8 +55,13 @@ class Package:
 
 
 def packages(root: Path) -> list[Package]:
-    """Every package folder, by name."""
-    return [Package(root, path.parent.name) for path in sorted(root.glob("packages/*/pyproject.toml"))]
+    """Every package that is no draft (marked `Private :: Do Not Upload`), by name."""
+    found = sorted(root.glob("packages/*/pyproject.toml"))
+    return [
+        Package(root, path.parent.name)
+        for path in found
+        if "Private :: Do Not Upload" not in path.read_text()
+    ]
 
 
 def evidence_block(package: Package) -> str:

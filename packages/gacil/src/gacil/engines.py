@@ -1,0 +1,294 @@
+"""What is kept of the data: its statistics, and the two engines that turn them into weights."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gacil.ridge import solve_regularised
+
+# Square tiles: small enough to skip nearly half of a symmetric product, large enough for a fast one.
+_TILE = 512
+# A recursive step factors an n x n matrix, so long batches go in pieces (the result is the same).
+_ROWS_PER_STEP = 1024
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """All a ridge classifier knows of its data: sums over samples, so they add, subtract and reduce.
+
+    Args:
+        gram: (M, M) sum of x x', without gamma I.
+        cross: (M, C) sum of x y'.
+        class_counts: (C,) int64, samples with a non-zero target for the class.
+        num_samples: () int64.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    class_counts: Tensor
+    num_samples: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """Number of columns C."""
+        return self.cross.shape[1]
+
+    def widened(self, num_classes: int) -> Statistics:
+        """Return the same statistics with zero columns up to `num_classes`."""
+        missing = num_classes - self.num_classes
+        pad = functools.partial(nn.functional.pad, pad=(0, missing))
+        return replace(self, cross=pad(self.cross), class_counts=pad(self.class_counts))
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return self._combined(other, operator.add)
+
+    def __sub__(self, other: Statistics) -> Statistics:
+        return self._combined(other, operator.sub)
+
+    def all_reduced(self, group: dist.ProcessGroup | None = None) -> Statistics:
+        """Return the sum over the ranks of `group`; ranks may have met different numbers of classes."""
+        num_classes = torch.tensor([self.num_classes], device=self.cross.device)
+        dist.all_reduce(num_classes, op=dist.ReduceOp.MAX, group=group)
+        wide = self.widened(int(num_classes))
+        total = [tensor.clone() for tensor in (wide.gram, wide.cross, wide.class_counts, wide.num_samples)]
+        for tensor in total:
+            dist.all_reduce(tensor, group=group)
+        return Statistics(*total)
+
+    def _combined(self, other: Statistics, operation: Any) -> Statistics:
+        num_classes = max(self.num_classes, other.num_classes)
+        left, right = self.widened(num_classes), other.widened(num_classes)
+        return Statistics(
+            operation(left.gram, right.gram),
+            operation(left.cross, right.cross),
+            operation(left.class_counts, right.class_counts),
+            operation(left.num_samples, right.num_samples),
+        )
+
+
+class GramEngine(nn.Module):
+    """Sums X'X and X'Y, and one Cholesky factorisation when the weight is asked for.
+
+    Adding n samples costs n M^2 multiply-adds, half of them saved by symmetry; reading the weight after new
+    data M^3 / 3. Memory: one M x M matrix, and two more for a moment while the weight is computed.
+
+    Args:
+        in_features: M.
+        gamma: Regularisation.
+        dtype: Of the sums.
+    """
+
+    gram: Tensor  # complete on and below the diagonal tiles only, until `_mirror`
+    cross: Tensor
+    _weight: Tensor | None
+
+    def __init__(self, in_features: int, gamma: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.register_buffer("gram", torch.zeros(in_features, in_features, dtype=dtype))
+        self.register_buffer("cross", torch.zeros(in_features, 0, dtype=dtype))
+        self.register_buffer("_weight", None, persistent=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of columns C."""
+        return self.cross.shape[1]
+
+    def grow(self, num_classes: int) -> None:
+        """Append zero columns up to `num_classes`."""
+        self.cross = nn.functional.pad(self.cross, (0, num_classes - self.num_classes))
+        if self._weight is not None:
+            self._weight = nn.functional.pad(self._weight, (0, num_classes - self._weight.shape[1]))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take in features (n, M) with targets (n, C)."""
+        _add_gram(self.gram, x)
+        self.cross.addmm_(x.mT, y)
+        self._weight = None
+
+    def remove(self, x: Tensor, y: Tensor) -> bool:
+        """Take samples out; false, and nothing changed, where that is impossible."""
+        gram, cross = _add_gram(self.gram.clone(), x, -1), self.cross - x.mT @ y
+        try:
+            weight = solve_regularised(_mirror(gram.clone()), cross, self.gamma)
+        except RuntimeError:
+            return False
+        self.gram, self.cross, self._weight = gram, cross, weight
+        return True
+
+    def weight(self) -> Tensor:
+        """Return the weight (M, C), computed once for the data seen."""
+        if self._weight is None:
+            self._weight = solve_regularised(_mirror(self.gram).clone(), self.cross, self.gamma)
+        return self._weight
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Return copies of X'X (M, M) and X'Y (M, C)."""
+        return _mirror(self.gram).clone(), self.cross.clone()
+
+    def load(self, gram: Tensor, cross: Tensor) -> None:
+        """Take over the sums of some data, in place of what was there."""
+        self.gram, self.cross, self._weight = gram.clone(), cross.clone(), None
+
+    def set_gamma(self, gamma: float) -> None:
+        """Change the regularisation of data already seen."""
+        self.gamma, self._weight = gamma, None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        fit_buffers(self, ("cross",), state_dict, prefix)
+        self._weight = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def warn_if_interpolating(self, num_samples: int) -> None:
+        """Warn where ridge regression has its error peak: N near M with almost no regularisation."""
+        width = self.gram.shape[0]
+        if self._weight is not None or not 0.8 * width <= num_samples <= 1.2 * width:
+            return
+        floor = 1e-6 * float(self.gram.diagonal().mean())
+        if self.gamma < floor:
+            warnings.warn(
+                f"{num_samples} samples for {width} features with gamma = {self.gamma:.3g} < {floor:.3g}: "
+                f"this is the interpolation peak, where test error is at its worst; see suggest_gamma",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+class RecursiveEngine(nn.Module):
+    """The paper's recursion on R = (X'X + gamma I)^{-1} and W: the weight is always ready.
+
+    A batch of n samples costs about 3 n M^2 multiply-adds and no factorisation larger than n. Memory: one
+    M x M matrix. In float32 the recursion drifts where `GramEngine` does not.
+
+    Args:
+        in_features: M.
+        gamma: Regularisation.
+        dtype: Of R and W.
+    """
+
+    inverse: Tensor
+    _weight: Tensor
+
+    def __init__(self, in_features: int, gamma: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.register_buffer("inverse", torch.eye(in_features, dtype=dtype) / gamma)
+        self.register_buffer("_weight", torch.zeros(in_features, 0, dtype=dtype))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of columns C."""
+        return self._weight.shape[1]
+
+    def grow(self, num_classes: int) -> None:
+        """Append zero columns up to `num_classes`."""
+        self._weight = nn.functional.pad(self._weight, (0, num_classes - self.num_classes))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take in features (n, M) with targets (n, C)."""
+        for rows, targets in zip(x.split(_ROWS_PER_STEP), y.split(_ROWS_PER_STEP), strict=True):
+            projected = rows @ self.inverse
+            capacitance = projected @ rows.mT
+            capacitance.diagonal().add_(1)
+            factor = _factor(capacitance)
+            whitened = torch.linalg.solve_triangular(factor, projected, upper=False)
+            residual = targets - rows @ self._weight
+            # R_k X' = (L^{-1} X R_{k-1})' L^{-1}: R is updated and applied through one n x M matrix.
+            gain = torch.linalg.solve_triangular(factor, residual, upper=False)
+            _mirror(_add_gram(self.inverse, whitened, -1))
+            self._weight.addmm_(whitened.mT, gain)
+
+    def remove(self, x: Tensor, y: Tensor) -> bool:
+        """Take samples out; false, and nothing changed, where that is impossible."""
+        projected = x @ self.inverse
+        capacitance = -(projected @ x.mT)
+        capacitance.diagonal().add_(1)
+        factor, info = torch.linalg.cholesky_ex(capacitance)
+        if int(info) != 0:
+            return False
+        whitened = torch.linalg.solve_triangular(factor, projected, upper=False)
+        gain = torch.linalg.solve_triangular(factor, y - x @ self._weight, upper=False)
+        _mirror(_add_gram(self.inverse, whitened))
+        self._weight.addmm_(whitened.mT, gain, alpha=-1)
+        return True
+
+    def weight(self) -> Tensor:
+        """Return the weight (M, C)."""
+        return self._weight
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Return X'X (M, M) and X'Y (M, C), recovered from R and W in O(M^3)."""
+        gram = torch.cholesky_inverse(_factor(self.inverse))
+        cross = gram @ self._weight
+        gram.diagonal().sub_(self.gamma)
+        return gram, cross
+
+    def load(self, gram: Tensor, cross: Tensor) -> None:
+        """Take over the sums of some data, in place of what was there, in O(M^3)."""
+        regularised = gram.clone()
+        regularised.diagonal().add_(self.gamma)
+        factor = _factor(regularised)
+        self.inverse, self._weight = torch.cholesky_inverse(factor), torch.cholesky_solve(cross, factor)
+
+    def set_gamma(self, gamma: float) -> None:
+        """Change the regularisation of data already seen, in O(M^3)."""
+        sums = self.sums()
+        self.gamma = gamma
+        self.load(*sums)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        fit_buffers(self, ("_weight",), state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def warn_if_interpolating(self, num_samples: int) -> None:
+        """Do nothing: X'X, by which to judge, is not kept."""
+
+
+def fit_buffers(module: nn.Module, names: Sequence[str], state_dict: dict[str, Any], prefix: str) -> None:
+    """Give the named buffers the shapes they have in `state_dict`; None where they are not in it."""
+    device = next(module.buffers()).device
+    dtype = next(buffer.dtype for buffer in module.buffers() if buffer.is_floating_point())
+    for name in names:
+        saved = state_dict.get(prefix + name)
+        if saved is not None:
+            saved = torch.empty_like(
+                saved, device=device, dtype=dtype if saved.is_floating_point() else saved.dtype
+            )
+        setattr(module, name, saved)
+
+
+def _add_gram(matrix: Tensor, x: Tensor, sign: int = 1) -> Tensor:
+    """Add sign X'X to the tiles of `matrix` (M, M) on and below its diagonal, in place."""
+    for start in range(0, matrix.shape[0], _TILE):
+        stop = start + _TILE
+        matrix[start:stop, :stop].addmm_(x[:, start:stop].mT, x[:, :stop], alpha=sign)
+    return matrix
+
+
+def _mirror(matrix: Tensor) -> Tensor:
+    """Make `matrix` (M, M) exactly symmetric from its lower triangle, in place."""
+    for start in range(0, matrix.shape[0], _TILE):
+        stop = start + _TILE
+        matrix[:start, start:stop] = matrix[start:stop, :start].mT
+        tile = matrix[start:stop, start:stop]
+        tile.copy_(tile.tril() + tile.tril(-1).mT)
+    return matrix
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0:
+        raise RuntimeError(
+            f"a matrix of the recursion is not positive definite in {matrix.dtype}; raise gamma, use "
+            f"torch.float64 or engine='gram'"
+        )
+    return factor

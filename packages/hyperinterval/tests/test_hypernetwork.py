@@ -1,0 +1,193 @@
+"""The hypernetwork as a module, its tasks, and what it refuses."""
+
+import pytest
+import torch
+from torch import nn
+
+from hyperinterval import (
+    IntervalHypernetwork,
+    IntervalSchedule,
+    boxes_and_regularizer,
+    interval_cross_entropy,
+    interval_forward,
+    interval_regularizer,
+    snapshot,
+)
+
+
+def target():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def make(mode="nested", **options):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"0.weight": (8, 4), "0.bias": (8,), "2.weight": (3, 8), "2.bias": (3,)}
+    return IntervalHypernetwork(shapes, 3, 6, (10,), mode, eps=2.0, generator=generator, **options)
+
+
+def test_initial_values_come_from_the_generator_and_have_the_ranges_of_linear_layers():
+    state = torch.get_rng_state()
+    first, second = make(), make()
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for weight, bias in zip(first.weights, first.biases, strict=True):
+        bound = weight.shape[1] ** -0.5
+        assert 0.8 * bound < weight.abs().max() <= bound
+        assert bias.abs().max() <= bound
+    many = IntervalHypernetwork({"w": (1,)}, 50, 100, generator=torch.Generator().manual_seed(1))
+    values = torch.cat([*many.embeddings])
+    assert abs(values.mean()) < 0.05
+    assert abs(values.std() - 1) < 0.05
+
+
+@pytest.mark.parametrize("mode", ["nested", "free"])
+def test_state_dict_round_trips_with_the_tasks_started(mode):
+    hyper, fresh = make(mode, dtype=torch.float64), make(mode, dtype=torch.float64)
+    for task in range(2):
+        hyper.start_task(task)
+        hyper.embeddings[task].data.normal_()
+        hyper.freeze(task)
+    fresh.load_state_dict(hyper.state_dict())
+    for name, value in hyper.universal().items():
+        assert value.dtype == torch.float64
+        assert torch.equal(fresh.universal()[name], value)
+    net = target().double()
+    net.load_state_dict(fresh.universal())
+
+
+def test_the_current_embedding_alone_is_trained_and_begins_where_the_last_ended():
+    nested, free = make("nested"), make("free")
+    for hyper in (nested, free):
+        hyper.start_task(0)
+        hyper.start_task(1)
+        assert [value.requires_grad for value in hyper.embeddings] == [False, True, False]
+    assert torch.equal(nested.embeddings[0], nested.embeddings[1])
+    assert not torch.equal(free.embeddings[0], free.embeddings[1])
+    assert [value.requires_grad for value in free.raw_radii] == [False, True, False]
+    free.freeze(1)
+    assert not any(value.requires_grad for value in [*free.embeddings, *free.raw_radii])
+
+
+@pytest.mark.parametrize("mode", ["nested", "free"])
+def test_training_fits_a_task_and_the_regularizer_keeps_the_old_one(mode):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(64, 4, generator=generator)
+    classes = [(x[:, column] > 0.5).long() for column in (0, 1)]
+    net, moved = target(), {}
+    for beta in (0.0, 100.0):
+        hyper = make(mode)
+        for task, y in enumerate(classes):
+            hyper.start_task(task)
+            pins = snapshot(hyper, range(task))
+            optimizer = torch.optim.Adam([p for p in hyper.parameters() if p.requires_grad], lr=0.02)
+            schedule, losses = IntervalSchedule(60, eps=2.0), []
+            for iteration in range(60):
+                eps, kappa = schedule.at(iteration)
+                boxes, regularizer = boxes_and_regularizer(hyper, task, pins, eps=eps)
+                loss, _ = interval_cross_entropy(interval_forward(net, boxes, x), y, kappa)
+                losses.append(loss.item())
+                optimizer.zero_grad()
+                (loss + beta * regularizer).backward()
+                optimizer.step()
+            hyper.freeze(task)
+            if task == 0:
+                assert losses[-1] < 0.85 * losses[0]
+        moved[beta] = interval_regularizer(hyper, pins).item()
+    assert moved[100.0] < 0.05 * moved[0.0]
+
+
+@pytest.mark.parametrize("mode", ["nested", "free"])
+def test_every_trained_number_gets_a_gradient(mode):
+    hyper = make(mode)
+    out = interval_forward(target(), hyper(1), torch.rand(5, 4))
+    (out.hi.square().sum() + out.lo.sum()).backward()
+    missing = {name for name, value in hyper.named_parameters() if value.grad is None or not value.grad.any()}
+    others = {f"embeddings.{task}" for task in (0, 2)} | (
+        {"raw_radii.0", "raw_radii.2"} if mode == "free" else set()
+    )
+    assert missing == others
+
+
+def test_whole_iteration_compiles_without_a_break():
+    hyper, net = make(), target()
+    x, y = torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    pins = snapshot(hyper, range(2))
+
+    def iteration(x, y, eps):
+        boxes, regularizer = boxes_and_regularizer(hyper, 2, pins, eps=eps)
+        loss, error = interval_cross_entropy(interval_forward(net, boxes, x), y, 0.5)
+        return loss + regularizer, error
+
+    eps = torch.tensor(1.5)
+    compiled = torch.compile(iteration, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, y, eps), iteration(x, y, eps))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": 0.0}, "eps must be > 0 and finite, got 0.0"),
+        ({"eps": -1.0}, "eps must be > 0"),
+        ({"eps": float("nan")}, "eps must be > 0"),
+        ({"mode": "forced"}, "mode must be 'nested' or 'free', got 'forced'"),
+        ({"num_tasks": 0}, "must be >= 1, got 0, 24"),
+        ({"hidden": (4, 0)}, "must be >= 1"),
+        ({"target_shapes": {}}, "target_shapes must name at least one parameter"),
+    ],
+)
+def test_constructor_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        IntervalHypernetwork(**{"target_shapes": {"w": (2,)}, "num_tasks": 2, **options})
+
+
+def test_tasks_out_of_range_or_order():
+    hyper = make()
+    for call in (
+        hyper,
+        hyper.start_task,
+        hyper.freeze,
+        hyper.embedding_box,
+        lambda task: snapshot(hyper, [task]),
+    ):
+        for task in (-1, 3):
+            with pytest.raises(ValueError, match=rf"task must be in 0\.\.2, got {task}"):
+                call(task)
+    with pytest.raises(ValueError, match="at least one task that was started, got none"):
+        hyper.universal()
+    hyper.start_task(0)
+    with pytest.raises(ValueError, match=r"never called for \[1, 2\]"):
+        hyper.universal(range(3))
+    with pytest.raises(ValueError, match="radius must be 'intersection', 'full' or 'point', got 'half'"):
+        hyper.universal(radius="half")
+    with pytest.raises(ValueError, match=r"eps must be >= 0 and finite, got -0\.1"):
+        hyper(0, eps=-0.1)
+    with pytest.raises(ValueError, match=r"center and radius must both be \(..., 6\)"):
+        hyper.box(torch.zeros(5), torch.zeros(5))
+
+
+def test_regularizer_arguments():
+    hyper, pins = make(), snapshot(make(), range(2))
+    with pytest.raises(ValueError, match="which must be 'all' or 'middle', got 'most'"):
+        interval_regularizer(hyper, pins, which="most")
+    with pytest.raises(ValueError, match="task_average must be 'once' or 'twice', got 'never'"):
+        boxes_and_regularizer(hyper, 2, pins, task_average="never")
+    other = IntervalHypernetwork({"w": (5,)}, 3, 6)
+    with pytest.raises(ValueError, match="targets must be boxes of 5 weights, got 67"):
+        interval_regularizer(other, pins)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": 0}, "iterations must be >= 1"),
+        ({"eps": 0.0}, "eps must be > 0"),
+        ({"kappa": 1.5}, r"kappa must be in \[0, 1\]"),
+        ({"kappa_decay": -1.0}, "kappa_decay must be >= 0"),
+    ],
+)
+def test_schedule_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        IntervalSchedule(**{"iterations": 10, "eps": 1.0, **options})
+    with pytest.raises(ValueError, match="iteration must be >= 0"):
+        IntervalSchedule(10, 1.0).at(-1)

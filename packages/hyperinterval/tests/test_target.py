@@ -1,0 +1,154 @@
+"""Walking modules: layers, further rules, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from hyperinterval import (
+    INTERVAL_RULES,
+    IntervalTensor,
+    certified_accuracy,
+    interval_add,
+    interval_forward,
+    relaxed_forward,
+)
+
+
+def boxes_of(net, radius=0.1):
+    return {
+        name: IntervalTensor.from_mid_rad(value.detach(), torch.full_like(value, radius))
+        for name, value in net.named_parameters()
+    }
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def residual_rule(layer, boxes, x, outward):
+    body = {name.removeprefix("body."): box for name, box in boxes.items()}
+    return interval_add(x, interval_forward(layer.body, body, x, outward=outward))
+
+
+def test_a_rule_for_a_layer_of_ones_own():
+    net, x = nn.Sequential(Residual(), nn.Linear(4, 2)), torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"layer '0' is Residual, for which there is no rule"):
+        interval_forward(net, boxes_of(net), x)
+    out = interval_forward(net, boxes_of(net), x, rules={Residual: residual_rule}, outward=True)
+    for bound in ("lo", "mid", "hi"):
+        weights = {name: getattr(box, bound) for name, box in boxes_of(net).items()}
+        assert out.contains(functional_call(net, weights, (x,))).all()
+    assert Residual not in INTERVAL_RULES
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(), nn.ELU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.Identity(),
+        nn.Flatten(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(2),
+        nn.ReLU(inplace=True), nn.Dropout(0.5).eval(),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_layers_without_weights_map_bounds_and_middle(layer):
+    mid = 4 * torch.randn(2, 3, 4, 4)
+    box = IntervalTensor(mid - 1, mid + 2, mid)
+    out = interval_forward(layer, {}, box)
+    for bound in ("lo", "mid", "hi"):
+        torch.testing.assert_close(getattr(out, bound), layer(getattr(box, bound).clone()))
+    wide = interval_forward(layer, {}, box, outward=True)
+    assert wide.contains(out.lo).all()
+    assert wide.contains(out.hi).all()
+
+
+def test_parameters_without_a_box_keep_their_value():
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    boxes, x = boxes_of(net), torch.randn(3, 4)
+    partial = interval_forward(net, {"2.weight": boxes["2.weight"]}, x)
+    points = {name: IntervalTensor.point(value) for name, value in net.named_parameters()}
+    whole = interval_forward(net, {**points, "2.weight": boxes["2.weight"]}, x)
+    torch.testing.assert_close(partial.hi, whole.hi)
+    assert partial.contains(net(x)).all()
+
+
+def test_dropout_draws_one_mask_for_bounds_and_middle():
+    net = nn.Sequential(nn.Linear(4, 200), nn.Dropout(0.5))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        out = interval_forward(net, boxes_of(net), torch.ones(1, 4))
+    kept = [value != 0 for value in (out.lo, out.mid, out.hi)]
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[1], kept[2])
+    assert 60 < kept[0].sum() < 140
+    plain = interval_forward(net[:1], boxes_of(net[:1]), torch.ones(1, 4))
+    torch.testing.assert_close(out.hi[kept[0]], 2 * plain.hi[kept[0]])
+
+
+def test_relaxed_dropout_shares_its_mask_and_batch_norm_counts_one_run():
+    net = nn.Sequential(nn.Linear(4, 200), nn.BatchNorm1d(200), nn.Dropout(0.5))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        out = relaxed_forward(net, boxes_of(net), torch.randn(8, 4))
+    assert torch.equal(out.lo == 0, out.hi == 0)
+    assert net[1].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.BatchNorm2d(4)])
+def test_batch_norm_is_refused_by_name(norm):
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), norm))
+    with pytest.raises(ValueError, match=r"layer '0\.1' is BatchNorm.d, which has no sound interval rule"):
+        interval_forward(net, boxes_of(net), torch.zeros(2, 4))
+
+
+def test_a_subclass_of_a_known_layer_is_refused():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(ValueError, match="the module is Doubled, for which there is no rule"):
+        interval_forward(Doubled(2, 2), {}, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("run", [interval_forward, relaxed_forward])
+def test_wrong_boxes_are_named(run):
+    net = nn.Sequential(nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="params has 'weight', which is no parameter"):
+        run(net, {"weight": IntervalTensor.point(torch.zeros(2, 4))}, torch.zeros(1, 4))
+    with pytest.raises(ValueError, match=r"params\['0.weight'\] must have shape \(2, 4\), got \(4, 2\)"):
+        run(net, {"0.weight": IntervalTensor.point(torch.zeros(4, 2))}, torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.LeakyReLU(-0.1), "negative_slope must be >= 0"),
+        (nn.ELU(-1.0), "alpha must be >= 0"),
+        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "padding_mode must be 'zeros'"),
+    ],
+)
+def test_layers_that_are_not_monotone_or_not_products_are_refused(layer, message):
+    with pytest.raises(ValueError, match=message):
+        interval_forward(layer, {}, torch.zeros(1, 1, 4, 4))
+
+
+def test_active_dropout_cannot_be_certified():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    data = [(torch.zeros(1, 2), torch.tensor([0]))]
+    with pytest.raises(ValueError, match="dropout is active"):
+        certified_accuracy(net, boxes_of(net), data)
+    assert certified_accuracy(net.eval(), boxes_of(net, 9.0), data) == 0
+    with pytest.raises(ValueError, match="loader must yield at least one sample"):
+        certified_accuracy(net, boxes_of(net), [])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_outward_rounding_refuses_what_it_cannot_bound(dtype):
+    net = nn.Linear(3, 2).to(dtype)
+    with pytest.raises(TypeError, match="outward=True needs float32 or float64"):
+        interval_forward(net, {}, torch.zeros(1, 3, dtype=dtype), outward=True)

@@ -1,0 +1,360 @@
+"""The layers of scOT: time-conditioned norm, Swin-V2 block, ConvNeXt block, patch merging and unmerging.
+
+Tokens travel as `(batch, height * width, channels)`, row-major. Submodule names are those of the published
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Each of the two additions of -100 in the transformers library's attention counts: the published weights have
+# only ever seen their sum.
+MASKED = -200.0
+
+
+class TimeConditionedLayerNorm(nn.Module):
+    """Layer norm whose gain and offset are affine functions of the lead time.
+
+    `y = w(t) * (x - mean) / sqrt(var + eps) + b(t)` with `w(t) = t * W + c` and `b(t) = t * V + d` (paper,
+    Sec. 2, "time-conditioned layer norm"). At a fixed time it is `torch.nn.LayerNorm` with that gain and offset.
+
+    Args:
+        dim: Number of channels, the last dimension of the input.
+        eps: Added to the (biased) variance.
+
+    Example:
+        >>> norm = TimeConditionedLayerNorm(8)
+        >>> norm(torch.randn(2, 5, 8), torch.tensor([0.0, 1.0])).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+        self.weight = nn.Linear(1, dim)
+        self.bias = nn.Linear(1, dim)
+
+    def forward(self, x: Tensor, t: Tensor | None) -> Tensor:
+        """Normalise `x` of shape `(batch, ..., dim)` at the lead times `t` of shape `(batch,)`."""
+        if t is None:
+            raise ValueError("t must be given to a time-conditioned layer norm, got None")
+        # The library kernel takes half precision through float32; E[x^2] - mean^2 would turn negative there.
+        normalised = F.layer_norm(x, (self.dim,), eps=self.eps)
+        time = t.to(self.weight.weight.dtype).unsqueeze(1)
+        shape = (-1,) + (1,) * (x.ndim - 2) + (self.dim,)
+        return torch.addcmul(self.bias(time).view(shape), self.weight(time).view(shape), normalised)
+
+
+class StaticLayerNorm(nn.LayerNorm):
+    """Plain layer norm that accepts, and ignores, a lead time."""
+
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """Normalise the last dimension of `x`."""
+        return super().forward(x)
+
+
+def layer_norm(dim: int, eps: float, conditioned: bool) -> nn.Module:
+    """The norm used throughout a network: time-conditioned or plain."""
+    return TimeConditionedLayerNorm(dim, eps) if conditioned else StaticLayerNorm(dim, eps)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop the whole residual branch of a sample with probability `rate` in training."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the kept branches of `x`, of shape `(batch, ...)`, by `1 / (1 - rate)`."""
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+
+def window_order(grid: int, window: int, shift: int) -> Tensor:
+    """Which token stands where once the grid is padded, rolled by `-shift` and cut into windows.
+
+    Args:
+        grid: Side of the token grid.
+        window: Side of a window.
+        shift: Cyclic shift towards the origin, in tokens.
+
+    Returns:
+        Token numbers of shape `(windows, window**2)`; padded places hold the number `grid**2`.
+    """
+    side = math.ceil(grid / window) * window
+    numbers = torch.full((side, side), grid * grid)
+    numbers[:grid, :grid] = torch.arange(grid * grid).view(grid, grid)
+    numbers = numbers.roll((-shift, -shift), dims=(0, 1))
+    count = side // window
+    return numbers.view(count, window, count, window).transpose(1, 2).reshape(count * count, window * window)
+
+
+def shift_mask(grid: int, window: int, shift: int) -> Tensor:
+    """Additive mask that keeps tokens apart which only the cyclic shift has brought together.
+
+    Returns:
+        Shape `(windows, window**2, window**2)`, 0 within a region and `MASKED` between regions.
+    """
+    side = math.ceil(grid / window) * window
+    place = torch.arange(side)
+    band = (place >= side - window).long() + (place >= side - shift).long()
+    region = (3 * band[:, None] + band[None, :]).flatten()
+    region = region[window_order(side, window, 0)]
+    return torch.where(region[:, :, None] == region[:, None, :], 0.0, MASKED)
+
+
+def relative_coordinates(window: int) -> Tensor:
+    """Log-spaced relative coordinates of two tokens of a window (Swin-V2, Sec. 3.3), `((2 w - 1)**2, 2)`."""
+    offsets = torch.arange(1 - window, window, dtype=torch.float64) / max(window - 1, 1) * 8
+    offsets = offsets.sign() * torch.log2(offsets.abs() + 1) / 3
+    return torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1).flatten(0, 1)
+
+
+def relative_index(window: int) -> Tensor:
+    """Row of `relative_coordinates` for every pair of tokens of a window, `(window**2, window**2)`."""
+    row, column = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    row, column = row.flatten(), column.flatten()
+    rows = row[:, None] - row[None, :] + window - 1
+    columns = column[:, None] - column[None, :] + window - 1
+    return rows * (2 * window - 1) + columns
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """`softmax(q k^T + bias) v` for `(batch, heads, tokens, width)` and a bias `(heads, tokens, tokens)`."""
+    if bias.requires_grad and query.device.type == "cpu":
+        # torch has no fused kernel for this case and its fallback costs more than writing it out.
+        return torch.softmax(query @ key.mT + bias, dim=-1) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.unsqueeze(0), scale=1.0)
+
+
+class WindowAttention(nn.Module):
+    """Scaled cosine attention within windows, with a continuous relative position bias (Swin-V2, Sec. 3).
+
+    `softmax(exp(min(s, ln 100)) * cos(q, k) + 16 * sigmoid(MLP(coordinates)) + mask) v`
+
+    Args:
+        dim: Token width.
+        num_heads: Attention heads.
+        grid: Side of the token grid.
+        window: Side of a window.
+        shift: Cyclic shift of the windows, in tokens.
+        qkv_bias: Whether query and value have a bias.
+    """
+
+    def __init__(self, dim: int, num_heads: int, grid: int, window: int, shift: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_windows = math.ceil(grid / window) ** 2
+        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
+        self.continuous_position_bias_mlp = nn.Sequential(
+            nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False)
+        )
+        self.query = nn.Linear(dim, dim, bias=qkv_bias)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=qkv_bias)
+        self.register_buffer("coordinates", relative_coordinates(window), persistent=False)
+        self.register_buffer("pair_index", relative_index(window), persistent=False)
+        mask = shift_mask(grid, window, shift) if shift else None
+        self.register_buffer("mask", mask, persistent=False)
+        self._remembered: tuple[list[tuple[Tensor, int]], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within windows: `(batch, windows, window**2, dim)` to the same shape."""
+        batch, windows, tokens, dim = x.shape
+        query, key, value = (
+            # Windows become heads, so that one bias of shape (1, windows * heads, ...) serves all samples.
+            layer(x).view(batch, windows, tokens, self.num_heads, -1).transpose(2, 3).flatten(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        scale = self.logit_scale.clamp(max=math.log(100)).exp().repeat(windows, 1, 1)
+        query = F.normalize(query, dim=-1) * scale.to(query.dtype)
+        out = attend(query, F.normalize(key, dim=-1), value, self.position_bias().to(query.dtype))
+        return out.view(batch, windows, self.num_heads, tokens, -1).transpose(2, 3).reshape(x.shape)
+
+    def position_bias(self) -> Tensor:
+        """Position bias plus shift mask, `(windows * heads, window**2, window**2)`.
+
+        Without gradients it is computed once and kept until a weight of the bias network changes.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._compute_bias()
+        weights = [weight.detach() for weight in self.continuous_position_bias_mlp.parameters()]
+        if any(weight.is_inference() for weight in weights):  # these carry no version to compare
+            return self._compute_bias()
+        if self._remembered is None or any(
+            old.data_ptr() != new.data_ptr()
+            or version != new._version
+            or old.dtype != new.dtype
+            or old.device != new.device
+            for (old, version), new in zip(self._remembered[0], weights, strict=True)
+        ):
+            self._remembered = [(weight, weight._version) for weight in weights], self._compute_bias()
+        return self._remembered[1]
+
+    def _compute_bias(self) -> Tensor:
+        mlp = self.continuous_position_bias_mlp
+        table = 16 * torch.sigmoid(mlp(self.coordinates.to(mlp[0].weight.dtype)))
+        tokens = self.pair_index.shape[0]
+        bias = table.t().index_select(1, self.pair_index.flatten()).view(1, self.num_heads, tokens, tokens)
+        if self.mask is None:
+            return bias.expand(self.num_windows, -1, -1, -1).flatten(0, 1)
+        return (bias + self.mask.to(bias.dtype).unsqueeze(1)).flatten(0, 1)
+
+
+class SwinV2Block(nn.Module):
+    """Swin-V2 transformer block: attention and feed-forward, each followed by a norm and added to its input.
+
+    `h = x + norm(attention(x), t)`, `y = h + norm(MLP(h), t)`: the norm comes *after* the branch (Swin-V2,
+    Sec. 3.1).
+
+    Args:
+        dim: Token width.
+        num_heads: Attention heads.
+        grid: Side of the token grid.
+        window_size: Side of a window; a grid that is not larger becomes one window without shift.
+        shift: Cyclic shift of the windows, in tokens.
+        mlp_ratio: Hidden width of the feed-forward layers over `dim`.
+        qkv_bias: Whether query and value have a bias.
+        drop_path: Probability of dropping a residual branch in training.
+        eps: Added to the variance by the norms.
+        conditioned: Whether the norms depend on the lead time.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        grid: int,
+        *,
+        window_size: int,
+        shift: int = 0,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        eps: float = 1e-5,
+        conditioned: bool = True,
+    ) -> None:
+        super().__init__()
+        if grid <= window_size:
+            window_size, shift = grid, 0
+        if not 0 <= shift < window_size:
+            raise ValueError(f"shift must be in [0, window_size = {window_size}), got {shift}")
+        hidden = int(mlp_ratio * dim)
+        self.attention = nn.ModuleDict(
+            {
+                "self": WindowAttention(dim, num_heads, grid, window_size, shift, qkv_bias),
+                "output": nn.ModuleDict({"dense": nn.Linear(dim, dim)}),
+            }
+        )
+        self.layernorm_before = layer_norm(dim, eps, conditioned)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(dim, hidden)})
+        self.output = nn.ModuleDict({"dense": nn.Linear(hidden, dim)})
+        self.layernorm_after = layer_norm(dim, eps, conditioned)
+        self.drop_path = DropPath(drop_path)
+        order = window_order(grid, window_size, shift)
+        self.num_windows = order.shape[0]
+        self.padded = order.numel() > grid * grid
+        self.register_buffer("order", order.flatten(), persistent=False)
+        self.register_buffer("places", order.flatten().argsort()[: grid * grid], persistent=False)
+
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """Transform tokens `(batch, grid**2, dim)` at the lead times `t` of shape `(batch,)`."""
+        x = x + self.drop_path(self.layernorm_before(self._attend(x), t))
+        hidden = F.gelu(self.intermediate["dense"](x))
+        return x + self.drop_path(self.layernorm_after(self.output["dense"](hidden), t))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        batch, tokens, dim = x.shape
+        windows = x
+        if self.num_windows > 1:
+            # One gather pads, rolls and cuts into windows; another puts everything back.
+            windows = (F.pad(x, (0, 0, 0, 1)) if self.padded else x).index_select(1, self.order)
+        attended = self.attention["self"](windows.view(batch, self.num_windows, -1, dim)).view(batch, -1, dim)
+        if self.num_windows > 1:
+            attended = attended.index_select(1, self.places)
+        return self.attention["output"]["dense"](attended)
+
+
+class ConvNeXtBlock(nn.Module):
+    """ConvNeXt block with the network's norm: depthwise 7 x 7, norm, inverted bottleneck, layer scale.
+
+    Args:
+        dim: Token width.
+        grid: Side of the token grid.
+        eps: Added to the variance by the norm.
+        conditioned: Whether the norm depends on the lead time.
+    """
+
+    def __init__(self, dim: int, grid: int, *, eps: float = 1e-5, conditioned: bool = True) -> None:
+        super().__init__()
+        self.grid = grid
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.norm = layer_norm(dim, eps, conditioned)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.weight = nn.Parameter(torch.full((dim,), 1e-6))
+
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """Transform tokens `(batch, grid**2, dim)` at the lead times `t` of shape `(batch,)`."""
+        batch, _, dim = x.shape
+        # A token grid seen as an image is channels-last already: no copy on either side of the convolution.
+        image = x.view(batch, self.grid, self.grid, dim).permute(0, 3, 1, 2)
+        branch = self.dwconv(image).permute(0, 2, 3, 1).reshape(x.shape)
+        branch = self.pwconv2(F.gelu(self.pwconv1(self.norm(branch, t))))
+        return torch.addcmul(x, self.weight, branch)
+
+
+class PatchMerging(nn.Module):
+    """Halve the grid and double the width: four neighbouring tokens side by side, then `4 D -> 2 D`.
+
+    Args:
+        dim: Token width before merging.
+        grid: Side of the token grid before merging, even.
+        conditioned: Whether the norm depends on the lead time.
+    """
+
+    def __init__(self, dim: int, grid: int, *, conditioned: bool = True) -> None:
+        super().__init__()
+        self.grid = grid
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = layer_norm(2 * dim, 1e-5, conditioned)
+
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """Merge tokens `(batch, grid**2, dim)` into `(batch, grid**2 / 4, 2 * dim)`."""
+        batch, _, dim = x.shape
+        half = self.grid // 2
+        corners = x.view(batch, half, 2, half, 2, dim).permute(0, 1, 3, 4, 2, 5)  # row parity runs fastest
+        return self.norm(self.reduction(corners.reshape(batch, half * half, 4 * dim)), t)
+
+
+class PatchUnmerging(nn.Module):
+    """Double the grid and halve the width: `D -> 2 D`, then four tokens of width `D / 2` in a square.
+
+    Args:
+        dim: Token width before unmerging, even.
+        grid: Side of the token grid before unmerging.
+        conditioned: Whether the norm depends on the lead time.
+    """
+
+    def __init__(self, dim: int, grid: int, *, conditioned: bool = True) -> None:
+        super().__init__()
+        self.grid = grid
+        self.upsample = nn.Linear(dim, 2 * dim, bias=False)
+        self.mixup = nn.Linear(dim // 2, dim // 2, bias=False)
+        self.norm = layer_norm(dim // 2, 1e-5, conditioned)
+
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """Unmerge tokens `(batch, grid**2, dim)` into `(batch, 4 * grid**2, dim / 2)`."""
+        batch, tokens, dim = x.shape
+        corners = self.upsample(x).view(batch, self.grid, self.grid, 2, 2, dim // 2)  # row parity runs slowest
+        square = corners.transpose(2, 3).reshape(batch, 4 * tokens, dim // 2)
+        return self.mixup(self.norm(square, t))

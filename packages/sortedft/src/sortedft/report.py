@@ -1,0 +1,108 @@
+"""What every exit of a model knows: its loss, accuracy, and distance from the full model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sortedft.exits import check_exits
+from sortedft.loss import IGNORE_INDEX
+from sortedft.parts import Parts, adapter
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Means over all supervised tokens, one number per exit.
+
+    Args:
+        exits: The depths.
+        loss: (|B|,) cross-entropy in nats.
+        accuracy: (|B|,) share of tokens whose likeliest prediction is right.
+        kl_to_full: (|B|,) KL(p_N || p_n) in nats.
+        cosine_to_full: (|B|,) cosine of h_n and h_N before the norm.
+        num_tokens: Supervised tokens counted.
+    """
+
+    exits: tuple[int, ...]
+    loss: Tensor
+    accuracy: Tensor
+    kl_to_full: Tensor
+    cosine_to_full: Tensor
+    num_tokens: int
+
+
+@torch.no_grad()
+def layer_report(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    exits: Sequence[int],
+    *,
+    parts: Parts | None = None,
+) -> LayerReport:
+    """Measure every exit on held-out batches (the paper's section 5 and figures 4-5).
+
+    Hold one batch's supervised logits of two exits at a time: 2 T V floats.
+
+    Args:
+        model: Called as `model(**inputs)`; must run its blocks once each.
+        batches: Dictionaries of the model's inputs and `labels` (batch, length), -100 not supervised.
+        exits: Strictly increasing depths in 1..N.
+        parts: The model's parts if `adapter` cannot find them.
+
+    Returns:
+        The measurements, in float64 on the CPU.
+
+    Raises:
+        ValueError: If `exits` is out of range, a batch has no labels, or no token is supervised.
+    """
+    parts = parts or adapter(model)
+    num_layers = len(parts.layers)
+    check_exits(exits, num_layers)
+    totals = torch.zeros(4, len(exits), dtype=torch.float64)
+    num_tokens = 0
+    for batch in batches:
+        if "labels" not in batch:
+            raise ValueError(f"batches must have 'labels', got {sorted(batch)}")
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        targets = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+        supervised = targets != IGNORE_INDEX
+        states = [state[supervised] for state in _states_after_blocks(model, inputs, parts)]
+        full = torch.log_softmax(parts.logits(states[-1]), dim=-1)
+        measured = [_measure(parts, states[depth - 1], states[-1], full, targets[supervised]) for depth in exits]
+        totals += torch.stack(measured, dim=1).double().cpu()
+        num_tokens += int(supervised.sum())
+    if num_tokens == 0:
+        raise ValueError("batches must supervise at least one token, got none")
+    return LayerReport(tuple(exits), *(totals / num_tokens), num_tokens=num_tokens)
+
+
+def _measure(parts: Parts, state: Tensor, full_state: Tensor, full: Tensor, targets: Tensor) -> Tensor:
+    """Loss, hits, divergence and cosine of one exit (4,), summed over tokens."""
+    log_probs = torch.log_softmax(parts.logits(state), dim=-1)
+    return torch.stack(
+        [
+            nn.functional.nll_loss(log_probs, targets, reduction="sum"),
+            (log_probs.argmax(-1) == targets).sum().to(log_probs.dtype),
+            nn.functional.kl_div(log_probs, full, reduction="sum", log_target=True),
+            nn.functional.cosine_similarity(state, full_state, dim=-1).sum(),
+        ]
+    )
+
+
+def _states_after_blocks(model: nn.Module, inputs: Mapping[str, Any], parts: Parts) -> list[Tensor]:
+    """The residual stream after every block, un-normed, of one ordinary forward pass."""
+    states: list[Tensor] = []
+
+    def record(_: nn.Module, __: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks:
+        for layer in parts.layers:
+            hooks.enter_context(layer.register_forward_hook(record))
+        model(**inputs)
+    return states
