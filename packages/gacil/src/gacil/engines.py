@@ -125,11 +125,22 @@ class GramEngine(nn.Module):
         self.gram, self.cross, self._weight = gram, cross, weight
         return True
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether data came in since the last `solve`."""
+        return self._weight is None
+
+    @property
     def weight(self) -> Tensor:
-        """Return the weight (M, C), computed once for the data seen."""
+        """The weight (M, C) of the last `solve`."""
         if self._weight is None:
-            self._weight = solve_regularised(_mirror(self.gram).clone(), self.cross, self.gamma)
+            raise RuntimeError("the weight is stale; solve first")
         return self._weight
+
+    def solve(self, num_samples: int) -> None:
+        """Compute the weight of all data, `num_samples` samples; it is kept until there is new data."""
+        self._warn_if_interpolating(num_samples)
+        self._weight = solve_regularised(_mirror(self.gram).clone(), self.cross, self.gamma)
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """Return copies of X'X (M, M) and X'Y (M, C)."""
@@ -148,10 +159,10 @@ class GramEngine(nn.Module):
         self._weight = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def warn_if_interpolating(self, num_samples: int) -> None:
+    def _warn_if_interpolating(self, num_samples: int) -> None:
         """Warn where ridge regression has its error peak: N near M with almost no regularisation."""
         width = self.gram.shape[0]
-        if self._weight is not None or not 0.8 * width <= num_samples <= 1.2 * width:
+        if not 0.8 * width <= num_samples <= 1.2 * width:
             return
         floor = 1e-6 * float(self.gram.diagonal().mean())
         if self.gamma < floor:
@@ -159,7 +170,7 @@ class GramEngine(nn.Module):
                 f"{num_samples} samples for {width} features with gamma = {self.gamma:.3g} < {floor:.3g}: "
                 f"this is the interpolation peak, where test error is at its worst; see suggest_gamma",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
@@ -221,8 +232,9 @@ class RecursiveEngine(nn.Module):
         self._weight.addmm_(whitened.mT, gain, alpha=-1)
         return True
 
+    @property
     def weight(self) -> Tensor:
-        """Return the weight (M, C)."""
+        """The weight (M, C)."""
         return self._weight
 
     def sums(self) -> tuple[Tensor, Tensor]:
@@ -248,9 +260,6 @@ class RecursiveEngine(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         fit_buffers(self, ("_weight",), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def warn_if_interpolating(self, num_samples: int) -> None:
-        """Do nothing: X'X, by which to judge, is not kept."""
 
 
 def fit_buffers(module: nn.Module, names: Sequence[str], state_dict: dict[str, Any], prefix: str) -> None:

@@ -58,7 +58,7 @@ def ghost_batch_norm(
         training: Whether to normalise by the ghost batches and update the running statistics.
         momentum: $\eta$ in [0, 1]; None for the cumulative average, which needs `num_batches_tracked`.
         eps: Added to the variance.
-        ghost_size: S, the number of samples in a ghost batch. From N on, this is batch normalisation.
+        ghost_size: S, the number of samples in a ghost batch. For S >= N this is batch normalisation.
         grouping: `"strided"` puts sample n into ghost batch n mod G, without a copy; `"contiguous"` takes runs of
             S consecutive samples, as the paper does. In a shuffled batch they differ only in speed.
         remainder: Where the last N mod S samples go: `"merge"` into the ghost batch before, `"own"` into a smaller
@@ -189,10 +189,12 @@ def _layout(num_samples: int, ghost_size: int, remainder: Remainder) -> tuple[in
         raise ValueError(
             f"ghost_size must divide the batch when remainder is 'error', got {ghost_size} for {num_samples}"
         )
-    if full == 0 or num_samples < 2 * ghost_size and remainder != "own":
+    if full == 0:
         return 1, num_samples, 0
     if rest == 0 or remainder == "own":
         return full, ghost_size, rest
+    if full == 1:
+        return 1, num_samples, 0
     return full - 1, ghost_size, ghost_size + rest
 
 
@@ -212,10 +214,12 @@ def _normalise(
     num_channels = x.shape[1]
     strided = grouping == "strided"
     channels_last = _is_channels_last(x)
-    grouped = x.unflatten(0, (-1, num_groups) if strided else (num_groups, -1))
-    grouped = grouped if strided else grouped.transpose(0, 1)  # (S, G, C, *)
     if channels_last:
-        grouped = grouped.movedim((1, 2), (-2, -1))  # (S, *, G, C)
+        x = x.movedim(1, -1)
+    grouped = x.unflatten(0, (-1, num_groups) if strided else (num_groups, -1))
+    grouped = grouped if strided else grouped.transpose(0, 1)  # (S, G, C, *), or (S, G, *, C)
+    if channels_last:
+        grouped = grouped.movedim(1, -2)
         folded = grouped.flatten(-2).flatten(0, -2)
     else:
         folded = grouped.flatten(1, 2)
@@ -231,8 +235,10 @@ def _normalise(
 
     y = y.unflatten(1, (num_groups, num_channels))
     if channels_last:
-        y = y.unflatten(0, grouped.shape[:-2]).movedim((-2, -1), (1, 2))
+        y = y.unflatten(0, grouped.shape[:-2]).movedim(-2, 1)
     y = (y if strided else y.transpose(0, 1)).flatten(0, 1)
+    if channels_last:
+        y = y.movedim(-1, 1)
     if means is None or variances is None:
         return y, x.new_empty(num_groups, 0), x.new_empty(num_groups, 0)
     return y, means.view(num_groups, num_channels), variances.view(num_groups, num_channels)

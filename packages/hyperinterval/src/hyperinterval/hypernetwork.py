@@ -171,18 +171,18 @@ class IntervalHypernetwork(nn.Module):
             )
         last = len(self.weights) - 1
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            size, margin = center.abs() + radius, None
+            margin, before = None, center
             center = F.linear(center, weight, bias)
             if outward:
-                # |W| (factor * size) is the rounding limit; adding it to the radius saves a product.
+                # |W| times factor (|c| + r) is the rounding limit; adding it to the radius saves a product.
                 terms = weight.shape[1]
                 factor = rounding_factor(terms, center.dtype)
-                radius = radius + factor * size
+                radius = radius + factor * (before.abs() + radius)
                 margin = factor * bias.abs() + 4 * terms * torch.finfo(center.dtype).tiny
             radius = F.linear(radius, weight.abs(), margin)
             if index < last:
                 lo, hi = torch.relu(center - radius), torch.relu(center + radius)
-                center, radius = (lo + hi) / 2, (hi - lo) / 2
+                center, radius = (lo + hi) * 0.5, (hi - lo) * 0.5
         return center, radius
 
     def embedding_box(self, task: int, eps: float | Tensor | None = None) -> IntervalTensor:

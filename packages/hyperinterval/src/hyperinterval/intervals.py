@@ -106,7 +106,7 @@ class IntervalTensor:
     @property
     def center(self) -> Tensor:
         """The midpoint `(lo + hi) / 2`."""
-        return self.lo if self.is_point else (self.lo + self.hi) / 2
+        return self.lo if self.is_point else (self.lo + self.hi) * 0.5
 
     @property
     def mid(self) -> Tensor:
@@ -116,7 +116,7 @@ class IntervalTensor:
     @property
     def rad(self) -> Tensor:
         """The radius `(hi - lo) / 2`."""
-        return torch.zeros_like(self.lo) if self.is_point else (self.hi - self.lo) / 2
+        return torch.zeros_like(self.lo) if self.is_point else (self.hi - self.lo) * 0.5
 
     @property
     def magnitude(self) -> Tensor:
