@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -171,15 +171,16 @@ class IntervalHypernetwork(nn.Module):
             )
         last = len(self.weights) - 1
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            margin, before = None, center
-            center = F.linear(center, weight, bias)
+            margin = None
             if outward:
                 # |W| times factor (|c| + r) is the rounding limit; adding it to the radius saves a product.
                 terms = weight.shape[1]
                 factor = rounding_factor(terms, center.dtype)
-                radius = radius + factor * (before.abs() + radius)
+                radius = radius + factor * (center.abs() + radius)
                 margin = factor * bias.abs() + 4 * terms * torch.finfo(center.dtype).tiny
-            radius = F.linear(radius, weight.abs(), margin)
+            center, radius = _Products.apply(center, radius, weight, weight.abs())
+            center = center + bias
+            radius = radius if margin is None else radius + margin
             if index < last:
                 lo, hi = torch.relu(center - radius), torch.relu(center + radius)
                 center, radius = (lo + hi) * 0.5, (hi - lo) * 0.5
@@ -347,3 +348,36 @@ class IntervalHypernetwork(nn.Module):
         if missing := [task for task in chosen if not started[task]]:
             raise ValueError(f"tasks must have been started, but start_task was never called for {missing}")
         return chosen
+
+
+class _Products(torch.autograd.Function):
+    """`c W^T` and `r |W|^T`, with one gradient of `W` for the two.
+
+    The last layer's matrix is by far the largest tensor of an iteration. Left to autograd, its gradient takes
+    five temporaries of its size; here it takes two.
+    """
+
+    @staticmethod
+    def forward(center: Tensor, radius: Tensor, weight: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        return F.linear(center, weight), F.linear(radius, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_center: Tensor, grad_radius: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        center, radius, weight, size = ctx.saved_tensors
+        need_center, need_radius, need_weight, _ = ctx.needs_input_grad
+        with torch.autocast(weight.device.type, enabled=False):
+            grad_center, grad_radius = grad_center.to(weight.dtype), grad_radius.to(weight.dtype)
+            grad_weight = None
+            if need_weight:
+                rows = [value.reshape(-1, value.shape[-1]) for value in (grad_radius, radius, grad_center, center)]
+                grad_weight = (rows[0].mT @ rows[1]).mul_(weight.sign()).addmm_(rows[2].mT, rows[3])
+            return (
+                grad_center @ weight if need_center else None,
+                grad_radius @ size if need_radius else None,
+                grad_weight,
+                None,
+            )
