@@ -43,6 +43,7 @@ def curve_svg(curve: Curve) -> str:
             series.x, series.y, style, label=name, marker=marker, markersize=3.5, linewidth=1.6, color=colour
         )
     axes.set(xlabel=curve.x_label, ylabel=curve.y_label, xscale=curve.x_scale, yscale=curve.y_scale)
+    _plain_numbers(axes)
     axes.grid(True, color=_INK, alpha=0.12, linewidth=0.6)
     if len(curve.series) > 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
@@ -72,12 +73,22 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
-    axes.tick_params(colors=_INK, labelsize=8)
+    axes.tick_params(which="both", colors=_INK, labelsize=8)
     axes.xaxis.label.set(color=_INK, fontsize=9)
     axes.yaxis.label.set(color=_INK, fontsize=9)
     for spine in axes.spines.values():
         spine.set(edgecolor=_INK, alpha=0.5)
     return figure, axes
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Write 20, not 2 x 10^1, on logarithmic axes; minor ticks only get labels where decades are few."""
+    from matplotlib.ticker import LogFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_formatter(LogFormatter())
+            axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def _svg(figure: Figure, title: str) -> str:
