@@ -1,13 +1,96 @@
-"""gacil against its natural peer: one group, exactly two cases, the same input."""
+"""gacil against the update formula as it is usually written, and against fitting every candidate gamma."""
 
 import pytest
+import torch
+from torch.nn.functional import one_hot
+
+from gacil import AnalyticClassifier, joint_solution, suggest_gamma
+
+FORMULA = "R - R X' (I + X R X')^-1 X R as written, left to right, explicit inverse"
+
+
+def literal_update(inverse, weight, x, targets):
+    """The formula of the paper, multiplied from left to right: one M x M by M x M product a batch."""
+    kernel = torch.inverse(torch.eye(len(x), dtype=x.dtype) + x @ inverse @ x.T)
+    inverse = inverse - inverse @ x.T @ kernel @ x @ inverse
+    return inverse, weight + inverse @ x.T @ (targets - x @ weight)
+
+
+def literal_stream(x, y, batch_size, num_classes, gamma=0.1):
+    inverse = torch.eye(x.shape[1], dtype=x.dtype) / gamma
+    weight = torch.zeros(x.shape[1], num_classes, dtype=x.dtype)
+    for rows, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        inverse, weight = literal_update(inverse, weight, rows, one_hot(labels, num_classes).to(x.dtype))
+    return weight
+
+
+def our_stream(x, y, batch_size, engine):
+    classifier = AnalyticClassifier(x.shape[1], engine=engine)
+    for rows, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        classifier.partial_fit(rows, labels)
+        if engine == "recursive":
+            _ = classifier.weight  # ready after every batch
+    return classifier.weight
+
+
+def problem(num_samples, width, num_classes):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num_samples, width, generator=generator, dtype=torch.float64).relu()
+    return x, torch.arange(num_samples) % num_classes
 
 
 @pytest.mark.parametrize("case", ["ours", "peer"])
-@pytest.mark.benchmark(group="placeholder")
-def test_placeholder(benchmark, case):
-    values = list(range(1000))
-    run = {"ours": lambda: sum(values), "peer": lambda: sum(value for value in values)}
-    assert run["ours"]() == run["peer"]()
-    benchmark.extra_info.update(case=case, peer="a generator expression", size="1,000 integers")
-    benchmark(run[case])
+@pytest.mark.parametrize(
+    ("engine", "width", "batch_size", "num_batches"),
+    [
+        pytest.param("gram", 2048, 100, 30, marks=pytest.mark.benchmark(group="stream of batches, M = 2048")),
+        pytest.param("gram", 1000, 100, 40, marks=pytest.mark.benchmark(group="stream of batches, M = 1000")),
+        pytest.param(
+            "recursive",
+            2048,
+            4,
+            10,
+            marks=pytest.mark.benchmark(group="a new weight after every four samples, M = 2048"),
+        ),
+    ],
+)
+def test_stream(benchmark, engine, width, batch_size, num_batches, case):
+    x, y = problem(batch_size * num_batches, width, num_classes=4)
+    run = {
+        "ours": lambda: our_stream(x, y, batch_size, engine),
+        "peer": lambda: literal_stream(x, y, batch_size, num_classes=4),
+    }
+    size = f"{num_batches} batches of {batch_size}, {width} features, float64"
+    benchmark.extra_info.update(case=case, peer=FORMULA, size=size)
+    found = benchmark.pedantic(run[case], rounds=3 if case == "ours" else 1)
+    # Each against the joint solution rather than each other: the peer is too slow to run twice.
+    torch.testing.assert_close(found, joint_solution(x, y, gamma=0.1), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["ours", "peer"])
+@pytest.mark.benchmark(group="choice of gamma by 5-fold cross-validation")
+def test_choice_of_gamma(benchmark, case):
+    x, y = problem(1000, 500, num_classes=5)
+    grid = [10.0**exponent for exponent in range(-3, 5)]
+    targets = one_hot(y).double()
+
+    def fit_every_candidate():
+        order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+        errors = []
+        for gamma in grid:
+            total = 0.0
+            for fold in order.tensor_split(5):
+                rest = order[~torch.isin(order, fold)]
+                residual = targets[fold] - x[fold] @ joint_solution(x[rest], y[rest], gamma)
+                total += float(residual.square().sum())
+            errors.append(total / 1000)
+        return torch.tensor(errors, dtype=torch.float64)
+
+    def ours():
+        return suggest_gamma(x, y, grid, generator=torch.Generator().manual_seed(0)).squared_error
+
+    torch.testing.assert_close(ours(), fit_every_candidate(), rtol=1e-6, atol=1e-9)
+    run = {"ours": ours, "peer": fit_every_candidate}
+    size = "8 candidates, 1,000 samples, 500 features"
+    benchmark.extra_info.update(case=case, peer="a ridge fit per candidate and fold", size=size)
+    benchmark.pedantic(run[case], rounds=7, warmup_rounds=1)

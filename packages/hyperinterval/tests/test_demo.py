@@ -24,6 +24,8 @@ def test_smoke_is_plain_data_and_the_certificates_hold():
         table["HyperInterval, universal (intersection)"],
     )
     assert own["certified"] <= min(own["accuracy"], universal["accuracy"])
+    free = table["HyperInterval, free mode (task known)"]
+    assert 0 < free["certified"] <= free["accuracy"]
     assert demo("smoke", seed=3) == result
 
 

@@ -58,6 +58,8 @@ def test_integer_bounds_are_refused():
         IntervalTensor(torch.zeros(2, dtype=torch.int64), ONE)
     with pytest.raises(TypeError, match="hi must be a floating-point tensor, got float"):
         IntervalTensor(ZERO, 1.0)
+    with pytest.raises(TypeError, match=r"x must be a floating-point tensor, got torch\.int64"):
+        IntervalTensor.point(torch.zeros(2, dtype=torch.int64))
 
 
 def test_negative_radius_and_empty_intersection():

@@ -200,6 +200,20 @@ def test_nested_boxes_always_intersect_and_the_universal_weights_lie_in_all_of_t
         assert all(boxes[name].contains(weights[name]).all() for boxes in tasks for name in weights)
 
 
+@given(seed=seeds, dtype=dtypes, radius=st.sampled_from(["intersection", "point"]))
+def test_free_boxes_that_overlap_hold_the_universal_weights_as_well(seed, dtype, radius):
+    hyper, generator = make_hyper(seed, "free", 5.0, dtype), source(seed)
+    with torch.no_grad():
+        shared = torch.randn(6, generator=generator, dtype=dtype)
+        for embedding, raw in zip(hyper.embeddings, hyper.raw_radii, strict=True):
+            share = 2 * torch.rand(6, generator=generator, dtype=dtype) - 1
+            embedding.copy_(shared + 0.99 * share * 5.0 * raw.softmax(0))  # every box holds the shared point
+        weights = hyper.universal(radius=radius)
+        for task in range(hyper.num_tasks):
+            boxes = hyper(task, outward=True)
+            assert all(boxes[name].contains(weights[name]).all() for name in weights)
+
+
 @given(seed=seeds, dtype=dtypes)
 def test_the_plain_box_of_the_intersection_lies_in_every_outward_task_box(seed, dtype):
     hyper = make_hyper(seed, dtype=dtype)

@@ -154,6 +154,24 @@ def test_universal_radii_are_those_of_their_boxes(generator):
         torch.testing.assert_close(weights, ((lo + hi) / 2).detach())
 
 
+def test_the_full_radius_can_leave_a_tasks_box_and_the_certified_ones_do_not():
+    hyper = IntervalHypernetwork({"w": (1,)}, 2, 1, (1,), eps=1.0)
+    with torch.no_grad():
+        for value, number in zip([*hyper.weights, *hyper.biases], (1.0, 1.0, -0.5, 0.0), strict=True):
+            value.fill_(number)
+        for task, angle in enumerate((0.0, math.pi)):  # boxes 0.5 +- 1 and -0.5 +- 1, which share -0.5 .. 0.5
+            hyper.start_task(task)
+            hyper.embeddings[task].fill_(angle)
+    found = {
+        radius: hyper.universal(radius=radius)["w"].item() for radius in ("intersection", "point", "full")
+    }
+    # relu(u - 0.5) over [-0.5, 0.5], over [0, 0] and over [-1, 1]; the second task's box is [0, 0].
+    assert found == pytest.approx({"intersection": 0.0, "point": 0.0, "full": 0.25}, abs=1e-6)
+    second = hyper(1, outward=True)["w"]
+    inside = {radius: second.contains(torch.tensor([value])).item() for radius, value in found.items()}
+    assert inside == {"intersection": True, "point": True, "full": False}
+
+
 def test_disjoint_free_boxes_meet_at_the_average(generator):
     hyper = small_hyper(generator, "free", num_tasks=2)
     for task in range(2):

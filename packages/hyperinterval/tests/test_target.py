@@ -50,7 +50,7 @@ def test_a_rule_for_a_layer_of_ones_own():
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(), nn.ELU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.Identity(),
+        nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(), nn.ELU(), nn.Tanh(), nn.Sigmoid(), nn.Identity(),
         nn.Flatten(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(2),
         nn.ReLU(inplace=True), nn.Dropout(0.5).eval(),
     ],
@@ -75,6 +75,21 @@ def test_parameters_without_a_box_keep_their_value():
     whole = interval_forward(net, {**points, "2.weight": boxes["2.weight"]}, x)
     torch.testing.assert_close(partial.hi, whole.hi)
     assert partial.contains(net(x)).all()
+
+
+def test_layers_and_parameters_used_twice_are_bounded_twice():
+    relu, linear = nn.ReLU(), nn.Linear(4, 4)
+    net = nn.Sequential(linear, relu, linear, relu)
+    boxes, x = boxes_of(net, 0.3), torch.randn(50, 4)
+    assert boxes.keys() == {"0.weight", "0.bias"}
+    out = interval_forward(net, boxes, x, outward=True)
+    assert (out.lo >= 0).all()
+    for bound in ("lo", "mid", "hi"):
+        weights = {name: getattr(box, bound) for name, box in boxes.items()}
+        assert out.contains(functional_call(net, weights, (x,))).all()
+    untied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
+    twice = {**boxes, "2.weight": boxes["0.weight"], "2.bias": boxes["0.bias"]}
+    assert torch.equal(out.hi, interval_forward(untied, twice, x, outward=True).hi)
 
 
 def test_dropout_draws_one_mask_for_bounds_and_middle():
@@ -128,7 +143,9 @@ def test_wrong_boxes_are_named(run):
     ("layer", "message"),
     [
         (nn.LeakyReLU(-0.1), "negative_slope must be >= 0"),
-        (nn.ELU(-1.0), "alpha must be >= 0"),
+        (nn.ELU(-1.0), r"alpha must be in \[0, 1\], got -1"),
+        (nn.AvgPool2d(2, divisor_override=-4), "divisor_override must be >= 1, got -4"),
+        (nn.Softplus(threshold=1), "Softplus, for which there is no rule"),  # it falls at its threshold
         (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "padding_mode must be 'zeros'"),
     ],
 )

@@ -5,8 +5,12 @@ from torch import nn
 
 from sortedft import Parts
 
-settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=15)
 settings.load_profile("isolated")
+
+
+def normal(*shape, generator):
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 class Block(nn.Module):
@@ -15,8 +19,9 @@ class Block(nn.Module):
     def __init__(self, size, index, generator):
         super().__init__()
         self.index = index
-        draw = lambda: nn.Parameter(torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5)  # noqa: E731
-        self.query, self.key, self.value, self.mix = draw(), draw(), draw(), draw()
+        self.query, self.key, self.value, self.mix = (
+            nn.Parameter(normal(size, size, generator=generator) / size**0.5) for _ in range(4)
+        )
 
     def forward(self, hidden, start=0, cache=None):
         query, key, value = hidden @ self.query, hidden @ self.key, hidden @ self.value
@@ -29,24 +34,35 @@ class Block(nn.Module):
 
 
 class TinyModel(nn.Module):
-    """A plain causal language model without any Hugging Face in it."""
+    """A plain causal language model without any Hugging Face in it; calling it gives the residual stream."""
 
     def __init__(self, num_layers=5, size=8, vocabulary=11, seed=0):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.table = nn.Parameter(torch.randn(vocabulary, size, generator=generator, dtype=torch.float64))
+        self.table = nn.Parameter(normal(vocabulary, size, generator=generator))
         self.blocks = nn.ModuleList(Block(size, index, generator) for index in range(num_layers))
         self.norm = nn.LayerNorm(size, dtype=torch.float64)
         self.head = nn.Linear(size, vocabulary, dtype=torch.float64)
         with torch.no_grad():
-            self.head.weight.copy_(torch.randn(vocabulary, size, generator=generator))
-            self.head.bias.copy_(torch.randn(vocabulary, generator=generator))
+            self.head.weight.copy_(normal(vocabulary, size, generator=generator))
+            self.head.bias.copy_(normal(vocabulary, generator=generator))
 
     def forward(self, input_ids):
         states = [self.table[input_ids]]
         for block in self.blocks:
             states.append(block(states[-1]))
         return states
+
+    def logits(self, input_ids, depth):
+        """What the sub-model of some depth says, from scratch."""
+        return self.head(self.norm(self(input_ids)[depth]))
+
+    def greedy(self, input_ids, depth, num_tokens):
+        """Plain greedy decoding of a sub-model, everything computed anew for each token."""
+        text = input_ids
+        for _ in range(num_tokens):
+            text = torch.cat([text, self.logits(text, depth)[:, -1:].argmax(-1)], dim=1)
+        return text[:, input_ids.shape[1] :]
 
     @property
     def parts(self):
@@ -58,6 +74,6 @@ def tiny():
     return TinyModel().eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny():
-    return TinyModel
+    return lambda **sizes: TinyModel(**sizes).eval()

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +32,10 @@ FAMILIES = {
     "qwen2": ("Qwen2", {**LLAMA, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}),
     "qwen3": ("Qwen3", LLAMA),
     "gemma": ("Gemma", LLAMA),
-    "gemma2": ("Gemma2", {**LLAMA, "sliding_window": 4, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8}),
+    "gemma2": (
+        "Gemma2",
+        {**LLAMA, "sliding_window": 4, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
+    ),
     "gpt2": ("GPT2", SIZES),
     "gpt_neox": ("GPTNeoX", {**SIZES, "intermediate_size": 24}),
 }
@@ -53,15 +58,10 @@ def model_of(family):
 
 
 def own_greedy(model, num_tokens):
-    generated = model.generate(
-        PROMPT,
-        attention_mask=torch.ones_like(PROMPT),
-        max_new_tokens=num_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        use_cache=False,
-    )
-    return generated[:, PROMPT.shape[1] :].tolist()
+    text = PROMPT
+    for _ in range(num_tokens):
+        text = torch.cat([text, model(text, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    return text[:, PROMPT.shape[1] :].tolist()
 
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -103,7 +103,7 @@ def test_each_exit_has_the_loss_of_the_cut_model(family):
 
 
 @every_family
-def test_decoders_give_the_tokens_of_generate(family):
+def test_decoders_give_the_models_own_greedy_tokens(family):
     model = model_of(family)
     expected = own_greedy(model, 12)
     assert dynamic_generate(model, PROMPT, [4], max_new_tokens=12).tokens.tolist() == expected
@@ -112,6 +112,13 @@ def test_decoders_give_the_tokens_of_generate(family):
         assert speculative_generate(model, PROMPT, draft_exit, 12).tokens.tolist() == expected
     expected = own_greedy(cut(model, 2), 12)
     assert dynamic_generate(model, PROMPT, [2, 4], [0.0], 12).tokens.tolist() == expected
+
+
+def test_these_are_the_tokens_of_generate():
+    model = model_of("llama")
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    generated = model.generate(PROMPT, attention_mask=torch.ones_like(PROMPT), **options)
+    assert own_greedy(model, 12) == generated[:, PROMPT.shape[1] :].tolist()
 
 
 @every_family
@@ -132,7 +139,9 @@ def test_narrow_feed_forward_equals_zeroed_channels(family):
     def keep_ten(_, inputs):
         return (torch.cat([inputs[0][..., :10], torch.zeros_like(inputs[0][..., 10:])], -1),)
 
-    hooks = [layer.get_submodule(narrowing).register_forward_pre_hook(keep_ten) for layer in adapter(model).layers]
+    hooks = [
+        layer.get_submodule(narrowing).register_forward_pre_hook(keep_ten) for layer in adapter(model).layers
+    ]
     expected = cut(model, 3)(PROMPT).logits
     for hook in hooks:
         hook.remove()
@@ -164,7 +173,9 @@ def test_cut_shares_storage_and_leaves_the_model_alone():
     ours = {name: parameter.data_ptr() for name, parameter in shallow.named_parameters()}
     theirs = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     assert ours == {name: theirs[name] for name in ours}
-    assert set(theirs) - set(ours) == {name for name in theirs if ".layers.2." in name or ".layers.3." in name}
+    assert set(theirs) - set(ours) == {
+        name for name in theirs if ".layers.2." in name or ".layers.3." in name
+    }
     assert torch.equal(cut(model, 4)(PROMPT).logits, model(PROMPT).logits)
 
 
@@ -177,8 +188,12 @@ def test_the_report_of_the_full_depth_is_the_model_itself():
     assert report.kl_to_full[1].item() == pytest.approx(0, abs=1e-6)
     assert report.cosine_to_full[1].item() == pytest.approx(1, abs=1e-6)
     full, early = (m(PROMPT).logits[0, :-1].log_softmax(-1) for m in (model, cut(model, 2)))
-    assert report.kl_to_full[0].item() == pytest.approx((full.exp() * (full - early)).sum(-1).mean().item(), rel=1e-4)
-    assert report.accuracy[0].item() == pytest.approx((early.argmax(-1) == PROMPT[0, 1:]).double().mean().item())
+    assert report.kl_to_full[0].item() == pytest.approx(
+        (full.exp() * (full - early)).sum(-1).mean().item(), rel=1e-4
+    )
+    assert report.accuracy[0].item() == pytest.approx(
+        (early.argmax(-1) == PROMPT[0, 1:]).double().mean().item()
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning")  # torch 2.4's own checkpoint
@@ -189,7 +204,8 @@ def test_gradient_checkpointing_changes_nothing():
     plain = torch.autograd.grad(compute_sorted_loss(model, inputs, exits=[2, 4]), parameters)
     model.train()
     enable, disable = (
-        getattr(model, f"activation_checkpointing_{verb}", None) or getattr(model, f"gradient_checkpointing_{verb}")
+        getattr(model, f"activation_checkpointing_{verb}", None)
+        or getattr(model, f"gradient_checkpointing_{verb}")
         for verb in ("enable", "disable")
     )
     enable({"use_reentrant": False})
@@ -212,3 +228,42 @@ def test_encoder_decoders_and_unknown_families_are_refused():
         adapter(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="inputs must have 'labels'"):
         compute_sorted_loss(model_of("llama"), {"input_ids": PROMPT}, exits=[4])
+
+
+def test_the_hugging_face_block_of_the_readme_runs_as_it_stands():
+    readme = Path(__file__).parents[1] / "README.md"
+    (block,) = re.findall(r"```py\n(.*?)```", readme.read_text(), re.DOTALL)
+    names = {}
+    exec(compile(block, str(readme), "exec"), names)
+    model, prompt = names["model"], names["prompt"]
+    assert names["loss"] < 5  # log(99) and a little, of an untrained model
+    full = dynamic_generate(model, prompt, [8], max_new_tokens=20)
+    assert torch.equal(names["text"].tokens, full.tokens)
+
+
+def test_data_parallel_training_has_the_same_gradients():
+    model = model_of("llama")
+    inputs = {"input_ids": PROMPT, "labels": PROMPT}
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(compute_sorted_loss(model, inputs, exits=[2, 4]), parameters)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        compute_sorted_loss(wrapped, inputs, exits=[2, 4]).backward()
+        for parameter, gradient in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+    finally:
+        torch.distributed.destroy_process_group()
+        model.zero_grad()
+
+
+def test_the_trainers_evaluation_gets_the_models_own_outputs():
+    model = model_of("llama")
+    inputs = {"input_ids": PROMPT, "labels": PROMPT}
+    loss, outputs = compute_sorted_loss(model, inputs, return_outputs=True, exits=[4])
+    torch.testing.assert_close(loss, model(**inputs).loss)
+    torch.testing.assert_close(outputs.logits, model(PROMPT).logits)
+    assert outputs.hidden_states is None
+    count = torch.tensor(20)  # as Trainer counts over its accumulation steps
+    scaled = compute_sorted_loss(model, inputs, False, count, exits=[4])
+    torch.testing.assert_close(scaled, loss * 5 / 20)

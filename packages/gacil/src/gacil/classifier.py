@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gacil.engines import GramEngine, RecursiveEngine, Statistics, fit_buffers
-from gacil.ridge import as_targets, check_features, check_gamma
+from gacil.ridge import as_targets, check_features, check_gamma, exact_arithmetic
 
 _ENGINES: dict[str, type[GramEngine] | type[RecursiveEngine]] = {
     "gram": GramEngine,
@@ -62,6 +61,7 @@ class AnalyticClassifier(nn.Module):
     class_counts: Tensor
     num_samples: Tensor
     feature_checksum: Tensor
+    _synced_num_samples: Tensor
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class AnalyticClassifier(nn.Module):
         Args:
             x: (n, M) features of any floating dtype; n = 0 changes nothing.
             y: (n,) integer labels, any mixture of old and new classes; or (n, C) targets.
-            sample_weight: (n,) non-negative; 2 is the same as the sample twice.
+            sample_weight: (n,) non-negative; 2 gives the weight of the sample twice, 0 that without it.
 
         Returns:
             The classifier itself.
@@ -105,7 +105,7 @@ class AnalyticClassifier(nn.Module):
             TypeError: If labels are not integers.
             RuntimeError: If the recursive engine has lost positive definiteness (float32, tiny gamma).
         """
-        with _exact_arithmetic(x):
+        with exact_arithmetic(x):
             features, targets, counts = self._prepare(x, y, sample_weight)
             if not len(features):
                 return self
@@ -134,7 +134,7 @@ class AnalyticClassifier(nn.Module):
                 or X'X + gamma I would become indefinite. Nothing is changed then.
             TypeError: If labels are not integers.
         """
-        with _exact_arithmetic(x):
+        with exact_arithmetic(x):
             features, targets, counts = self._prepare(x, y, sample_weight)
             if not len(features):
                 return self
@@ -168,7 +168,7 @@ class AnalyticClassifier(nn.Module):
 
         Raises:
             ValueError: If `x` has the wrong shape.
-            RuntimeError: If nothing has been learnt or X'X + gamma I cannot be factored.
+            RuntimeError: If X'X + gamma I is too ill-conditioned for the dtype.
         """
         if x.ndim != 2 or x.shape[1] != self.in_features:
             raise ValueError(f"x must have shape (n, {self.in_features}), got {tuple(x.shape)}")
@@ -217,10 +217,10 @@ class AnalyticClassifier(nn.Module):
             for name, own, their in zip(_IDENTITY, self._identity(), other._identity(), strict=True):
                 if own != their:
                     raise ValueError(f"classifiers to merge must have the same {name}, got {own} and {their}")
-        with _exact_arithmetic(self.num_samples):
+        with exact_arithmetic(self.num_samples):
             total = self.statistics()
             for other in others:
-                total = total + other.statistics()
+                total = total + other.statistics().to(total.gram)
             self._load(total)
         return self
 
@@ -237,11 +237,12 @@ class AnalyticClassifier(nn.Module):
             The classifier itself.
 
         Raises:
-            ValueError: On every rank, if width, gamma, bias or feature checksum differ between ranks.
+            ValueError: On every rank, if width, gamma, bias, feature checksum, dtype or the number of samples
+                at the last `all_reduce` differ between ranks.
         """
         if not (dist.is_available() and dist.is_initialized()):
             return self
-        with _exact_arithmetic(self.num_samples):
+        with exact_arithmetic(self.num_samples):
             self._check_ranks_agree(group)
             own, synced = self.statistics(), self._synced()
             total = own.all_reduced(group) if synced is None else synced + (own - synced).all_reduced(group)
@@ -252,7 +253,7 @@ class AnalyticClassifier(nn.Module):
 
     def statistics(self) -> Statistics:
         """Return a copy of the sufficient statistics, e.g. to send them elsewhere and add them there."""
-        with _exact_arithmetic(self.num_samples):
+        with exact_arithmetic(self.num_samples):
             return Statistics(*self.engine.sums(), self.class_counts.clone(), self.num_samples.clone())
 
     @property
@@ -289,7 +290,7 @@ class AnalyticClassifier(nn.Module):
     @gamma.setter
     def gamma(self, value: float) -> None:
         check_gamma(value)
-        with _exact_arithmetic(self.num_samples):
+        with exact_arithmetic(self.num_samples):
             self.engine.set_gamma(value)
 
     def extra_repr(self) -> str:
@@ -314,7 +315,9 @@ class AnalyticClassifier(nn.Module):
             features = nn.functional.pad(features, (0, 1), value=1.0)
         if sample_weight is not None:
             root = _checked_weights(sample_weight, x.shape[0]).to(self.dtype).sqrt().unsqueeze(1)
-            features, targets = features * root, targets * root
+            kept = root.squeeze(1) > 0
+            features, targets = (features * root)[kept], (targets * root)[kept]
+            counts = (targets != 0).sum(0)
         return features, targets, counts
 
     def _grow(self, num_classes: int) -> None:
@@ -324,7 +327,7 @@ class AnalyticClassifier(nn.Module):
 
     def _full_weight(self) -> Tensor:
         if isinstance(self.engine, GramEngine) and self.engine.is_stale:
-            with _exact_arithmetic(self.num_samples):
+            with exact_arithmetic(self.num_samples):
                 self.engine.solve(int(self.num_samples))
         return self.engine.weight
 
@@ -342,11 +345,14 @@ class AnalyticClassifier(nn.Module):
     def _check_ranks_agree(self, group: dist.ProcessGroup | None) -> None:
         in_features, gamma, bias, checksum = self._identity()
         bits = int(torch.tensor(gamma, dtype=torch.float64).view(torch.int64))
-        own = torch.tensor([in_features, bits, bias, checksum], device=self.num_samples.device)
-        low, high = own.clone(), own.clone()
+        synced = -1 if self._synced() is None else int(self._synced_num_samples)
+        values = [in_features, bits, bias, checksum, self.dtype.itemsize, synced]
+        low = torch.tensor(values, dtype=torch.int64, device=self.num_samples.device)
+        high = low.clone()
         dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
         dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
-        for name, same in zip(_IDENTITY, (low == high).tolist(), strict=True):
+        names = (*_IDENTITY, "dtype", "last all_reduce")
+        for name, same in zip(names, (low == high).tolist(), strict=True):
             if not same:
                 raise ValueError(f"classifiers of all ranks must have the same {name}, got different ones")
 
@@ -382,10 +388,3 @@ def _checked_weights(sample_weight: Tensor, num_samples: int) -> Tensor:
     if not bool((sample_weight.isfinite() & (sample_weight >= 0)).all()):
         raise ValueError("sample_weight must be finite and non-negative, got values that are not")
     return sample_weight
-
-
-@contextmanager
-def _exact_arithmetic(like: Tensor) -> Iterator[None]:
-    """No graph, no half precision, and buffers that stay usable outside of inference mode."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-        yield

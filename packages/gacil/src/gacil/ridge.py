@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,6 @@ class GacilStep:
     unexposed: Tensor
 
 
-@torch.no_grad()
 def gacil_update(weight: Tensor, inverse: Tensor, x: Tensor, y_onehot: Tensor, exposed: Tensor) -> GacilStep:
     """One step of generalised analytic continual learning, as a pure function.
 
@@ -77,21 +77,22 @@ def gacil_update(weight: Tensor, inverse: Tensor, x: Tensor, y_onehot: Tensor, e
             f"weight must be (M, exposed classes) = {(x.shape[1], int(exposed.sum()))}, "
             f"got {tuple(weight.shape)}"
         )
-    projected = inverse @ x.mT
-    capacitance = x @ projected
-    capacitance.diagonal().add_(1)
-    factor = torch.linalg.cholesky(capacitance)
-    gain = torch.cholesky_solve(projected.mT, factor).mT  # = R_k X', so R_k itself is not needed for W_k
+    with exact_arithmetic(x):
+        targets = y_onehot.to(x.dtype)
+        projected = inverse @ x.mT
+        capacitance = x @ projected
+        capacitance.diagonal().add_(1)
+        factor = torch.linalg.cholesky(capacitance)
+        gain = torch.cholesky_solve(projected.mT, factor).mT  # = R_k X', so R_k itself is not needed for W_k
 
-    memory = weight - gain @ (x @ weight)
-    label_gain = gain @ y_onehot
-    new_weight = label_gain.clone()
-    new_weight[:, exposed] += memory
-    new_inverse = inverse - gain @ projected.mT
-    return GacilStep(new_weight, new_inverse, memory, label_gain[:, exposed], label_gain[:, ~exposed])
+        memory = weight - gain @ (x @ weight)
+        label_gain = gain @ targets
+        new_weight = label_gain.clone()
+        new_weight[:, exposed] += memory
+        new_inverse = inverse - gain @ projected.mT
+        return GacilStep(new_weight, new_inverse, memory, label_gain[:, exposed], label_gain[:, ~exposed])
 
 
-@torch.no_grad()
 def joint_solution(x: Tensor, y: Tensor, gamma: float) -> Tensor:
     """Ridge regression on all data at once: what every stream of the same data must lead to.
 
@@ -108,7 +109,7 @@ def joint_solution(x: Tensor, y: Tensor, gamma: float) -> Tensor:
 
     Raises:
         ValueError: If a shape or value is out of range.
-        TypeError: If labels are not integers.
+        TypeError: If labels are not integers, or features neither float32 nor float64.
         RuntimeError: If the system is too ill-conditioned for the dtype.
 
     Example:
@@ -118,11 +119,13 @@ def joint_solution(x: Tensor, y: Tensor, gamma: float) -> Tensor:
     """
     check_gamma(gamma)
     check_features(x)
-    targets = as_targets(y, x.shape[0]).to(x)
-    if x.shape[0] < x.shape[1]:
-        kernel = x @ x.mT
-        return x.mT @ solve_regularised(kernel, targets, gamma)
-    return solve_regularised(x.mT @ x, x.mT @ targets, gamma)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x must be torch.float32 or torch.float64, got {x.dtype}")
+    with exact_arithmetic(x):
+        targets = as_targets(y, x.shape[0]).to(x)
+        if x.shape[0] < x.shape[1]:
+            return x.mT @ solve_regularised(x @ x.mT, targets, gamma)
+        return solve_regularised(x.mT @ x, x.mT @ targets, gamma)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,6 @@ class GammaChoice:
     squared_error: Tensor
 
 
-@torch.no_grad()
 def suggest_gamma(
     x: Tensor,
     y: Tensor,
@@ -180,23 +182,18 @@ def suggest_gamma(
     num_samples = x.shape[0]
     if folds is not None and not 2 <= folds <= num_samples:
         raise ValueError(f"folds must be in 2..N = 2..{num_samples} or None, got {folds}")
-    targets = as_targets(y, num_samples).to(x.device, torch.float64)
-    basis, eigenvalues = _left_basis(x.double())
-    projected = basis.mT @ targets
-    order = _permutation(num_samples, generator).to(x.device)
-    parts = order.split(1) if folds is None else order.tensor_split(folds)
-
-    accuracy, squared_error = [], []
-    for gamma in grid:
-        shrink = eigenvalues / (eigenvalues + gamma)
-        residual = torch.cat([_held_out_residual(basis, projected, targets, shrink, part) for part in parts])
-        ordered = targets[order]
-        hits = (ordered - residual).argmax(1) == ordered.argmax(1)
-        accuracy.append(hits.double().mean())
-        squared_error.append(residual.square().sum(1).mean())
-    accuracies, errors = torch.stack(accuracy), torch.stack(squared_error)
-    best = min(range(len(grid)), key=lambda index: (-float(accuracies[index]), float(errors[index])))
-    return GammaChoice(float(grid[best]), torch.tensor(grid, dtype=torch.float64), accuracies, errors)
+    with exact_arithmetic(x):
+        targets = as_targets(y, num_samples).to(x.device, torch.float64)
+        order = _permutation(num_samples, generator).to(x.device)
+        residuals = _held_out_residuals(x.double()[order], targets[order], grid, folds)
+        hits = (targets[order] - residuals).argmax(2) == targets[order].argmax(1)
+        accuracy, squared_error = hits.double().mean(1), residuals.square().sum(2).mean(1)
+    ranking = sorted(
+        range(len(grid)), key=lambda index: (-float(accuracy[index]), float(squared_error[index]))
+    )
+    return GammaChoice(
+        float(grid[ranking[0]]), torch.tensor(grid, dtype=torch.float64), accuracy, squared_error
+    )
 
 
 def _left_basis(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,14 +208,32 @@ def _left_basis(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x @ right[:, kept]) / eigenvalues[kept].sqrt(), eigenvalues[kept]
 
 
-def _held_out_residual(
-    basis: Tensor, projected: Tensor, targets: Tensor, shrink: Tensor, part: Tensor
-) -> Tensor:
-    rows = basis[part]
-    scaled = rows * shrink
-    remaining = -(scaled @ rows.mT)
-    remaining.diagonal().add_(1)
-    return torch.linalg.solve(remaining, targets[part] - scaled @ projected)
+def _held_out_residuals(x: Tensor, y: Tensor, grid: Sequence[float], folds: int | None) -> Tensor:
+    """Residuals (G, N, C) of every sample in models fitted without its fold, consecutive rows; None: alone."""
+    basis, eigenvalues = _left_basis(x)
+    projected = basis.mT @ y
+    residuals = []
+    for gamma in grid:
+        scaled = basis * (eigenvalues / (eigenvalues + gamma))
+        fitted = y - scaled @ projected
+        if folds is None:
+            residuals.append(fitted / (1 - (scaled * basis).sum(1, keepdim=True)))
+            continue
+        parts = zip(*(tensor.tensor_split(folds) for tensor in (scaled, basis, fitted)), strict=True)
+        residuals.append(torch.cat([_left_out(part @ rows.mT, rest) for part, rows, rest in parts]))
+    return torch.stack(residuals)
+
+
+def _left_out(hat: Tensor, residual: Tensor) -> Tensor:
+    remaining = torch.eye(len(hat), dtype=hat.dtype, device=hat.device) - hat
+    return torch.linalg.solve(remaining, residual)
+
+
+@contextmanager
+def exact_arithmetic(like: Tensor) -> Iterator[None]:
+    """No graph, no half precision, and results that stay usable outside of inference mode."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        yield
 
 
 def solve_regularised(matrix: Tensor, right: Tensor, gamma: float) -> Tensor:

@@ -17,7 +17,7 @@ _GHOST_TYPES: dict[type[nn.Module], type[_GhostBatchNorm]] = {
     nn.BatchNorm2d: GhostBatchNorm2d,
     nn.BatchNorm3d: GhostBatchNorm3d,
 }
-_PLAIN_TYPES = {ghost: plain for plain, ghost in _GHOST_TYPES.items()}
+_PLAIN_TYPES: dict[type[nn.Module], type[nn.Module]] = {ghost: plain for plain, ghost in _GHOST_TYPES.items()}
 _OPTIONS = ("ghost_size", "grouping", "remainder", "running")
 
 
@@ -97,8 +97,9 @@ def average_running_stats(module: nn.Module, group: distributed.ProcessGroup | N
     Each rank's statistics see its own ghost batches only, and DistributedDataParallel keeps those of rank 0.
     The moving average is linear, so the mean over R ranks is the moving average of
     $\frac{1}{R} \sum_r s_{l,r}$. Call it before evaluating or saving; all ranks must call it. Under
-    DistributedDataParallel build the model with `broadcast_buffers=False`, or the other ranks' statistics
-    are overwritten by those of rank 0 at every step. Without a process group nothing happens.
+    DistributedDataParallel build the model with `broadcast_buffers=False` (in newer versions of torch
+    `forward_sync_buffers=False`), or the other ranks' statistics are overwritten by those of rank 0 at every
+    step. Without a process group nothing happens.
 
     Args:
         module: A model, converted or not; every batch normalisation layer that tracks statistics takes part.
@@ -125,7 +126,9 @@ def _layers_to_convert(module: nn.Module, skip: Collection[str]) -> Iterator[nn.
         if name not in known:
             raise ValueError(f"skip must name modules of the model, got {name!r}")
     for name, layer in module.named_modules():
-        if not isinstance(layer, _BatchNorm) or any(name == left or name.startswith(f"{left}.") for left in skip):
+        if not isinstance(layer, _BatchNorm) or any(
+            name == left or name.startswith(f"{left}.") for left in skip
+        ):
             continue
         if type(layer) not in _GHOST_TYPES and type(layer) not in _PLAIN_TYPES:
             raise TypeError(

@@ -24,7 +24,8 @@ class DiffusionFit:
         power: p in $d = c\,t^p$, the ordinary-diffusion alternative, by least squares in d.
         r2_power: Share of the variance of d that $c\,t^p$ explains.
         exponent: q in $d = a' + b' (\ln t)^q$.
-        alpha: 2 / q, the exponent in $\mathbb{E}(L(w_1) - L(w_2))^2 \sim \|w_1 - w_2\|^\alpha$; 2 is the paper's finding.
+        alpha: 2 / q, the exponent in $\mathbb{E}(L(w_1) - L(w_2))^2 \sim \|w_1 - w_2\|^\alpha$; the paper
+            finds 2.
     """
 
     slope: float
@@ -223,10 +224,14 @@ class DiffusionTracker:
             saved = state_dict.get(f"reference.{index}")
             if saved is None or saved.shape != reference.shape:
                 found = "nothing" if saved is None else tuple(saved.shape)
-                raise ValueError(f"state_dict must hold reference.{index} of {tuple(reference.shape)}, got {found}")
+                raise ValueError(
+                    f"state_dict must hold reference.{index} of {tuple(reference.shape)}, got {found}"
+                )
             self._reference[index] = saved.to(reference.device, reference.dtype, copy=True)
         self._steps = state_dict["steps"].tolist()
-        self._distances = list(state_dict["distances"].unbind())
+        self._distances = list(
+            state_dict["distances"].to(self._rounding.device, self._rounding.dtype).unbind()
+        )
         self._seed = state_dict["seed"].to("cpu", copy=True)
         self._rounding = state_dict["rounding"].to(self._rounding.device, copy=True)
 
@@ -249,7 +254,9 @@ class DiffusionTracker:
     def _squared_distance(self) -> Tensor:
         for index, (parameter, shape) in enumerate(zip(self._params, self._shapes, strict=True)):
             if parameter.shape != shape:
-                raise ValueError(f"params[{index}] must keep its shape {tuple(shape)}, got {tuple(parameter.shape)}")
+                raise ValueError(
+                    f"params[{index}] must keep its shape {tuple(shape)}, got {tuple(parameter.shape)}"
+                )
         squares = []
         for values, reference in zip(self._values(), self._reference, strict=True):
             exact = torch.promote_types(torch.promote_types(values.dtype, reference.dtype), torch.float32)
@@ -284,7 +291,9 @@ def _proportional(feature: Tensor, target: Tensor) -> Tensor:
     return (target - factor * feature).square().sum(-1)
 
 
-def _search(error: Callable[[Tensor], Tensor], low: float, high: float, points: int = 201) -> tuple[float, float]:
+def _search(
+    error: Callable[[Tensor], Tensor], low: float, high: float, points: int = 201
+) -> tuple[float, float]:
     """Minimise over [low, high] by grids that close in on the best point; `error` takes (points, 1)."""
     lower, upper = low, high
     for _ in range(4):

@@ -31,8 +31,13 @@ class Data:
 
     def to(self, device: str) -> Data:
         """Return the same data on another device."""
-        moved = (tensor.to(device) for tensor in (self.train_x, self.train_y, self.test_x, self.test_y))
-        return Data(*moved, augment=self.augment)
+        return Data(
+            self.train_x.to(device),
+            self.train_y.to(device),
+            self.test_x.to(device),
+            self.test_y.to(device),
+            self.augment,
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A ghost batch and a channel together are one channel of a larger batch normalisation: with G ghost batches of
 S samples, an input (G S, C, *) is read as (S, G C, *). Nothing is normalised by hand and nothing loops over
-ghost batches, so the cost is that of ordinary batch normalisation and autograd comes with the kernel.
+ghost batches, so the cost is about that of ordinary batch normalisation and autograd comes with the kernel.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def ghost_batch_norm(
     The first eight arguments are those of `torch.nn.functional.batch_norm`. Without training but with running
     statistics the result is that function's own. Without running statistics every call normalises by ghost
     batches. One copy of the input and one of the output are made for `grouping="contiguous"` and for inputs in
-    a channels-last format (which the output keeps); otherwise the memory is that of batch normalisation.
+    a channels-last format (which the output keeps), and one of the output if a remainder makes the last ghost
+    batch differ in size; otherwise the memory is that of batch normalisation.
 
     Args:
         x: (N, C, *), any floating dtype that torch's own batch normalisation takes.
@@ -76,7 +77,7 @@ def ghost_batch_norm(
 
     Example:
         >>> x = torch.tensor([[1.0], [10.0], [3.0], [30.0]])
-        >>> ghost_batch_norm(x, None, None, None, None, True, 0.1, 0.0, ghost_size=2).flatten().tolist()
+        >>> ghost_batch_norm(x, None, None, None, None, True, 0.1, 1e-9, ghost_size=2).flatten().tolist()
         [-1.0, -1.0, 1.0, 1.0]
     """
     check_options(ghost_size, momentum, grouping, remainder, running)
@@ -101,21 +102,23 @@ def ghost_batch_norm(
             f"got a ghost batch of size {torch.Size([1, *x.shape[1:]])}"
         )
     dtype = None if running_mean is None else running_mean.dtype
-    body, tail = (x, None) if tail_size == 0 else (x[:-tail_size], x[-tail_size:])
-    y, means, variances = _normalise(body, num_equal, grouping, weight, bias, eps, dtype)
-    if tail is not None:
-        y_tail, mean_tail, variance_tail = _normalise(tail, 1, grouping, weight, bias, eps, dtype)
-        y = torch.cat([y, y_tail])
-        means, variances = torch.cat([means, mean_tail]), torch.cat([variances, variance_tail])
+    # split, not slices: its backward is one concatenation instead of two padded gradients and their sum.
+    body, *tail = x.split([num_equal * size, tail_size]) if tail_size > 0 else (x,)
+    y, statistics = _normalise(body, num_equal, grouping, weight, bias, eps, dtype)
+    if tail:
+        y_tail, statistics_tail = _normalise(tail[0], 1, grouping, weight, bias, eps, dtype)
+        y, statistics = torch.cat([y, y_tail]), torch.cat([statistics, statistics_tail], dim=1)
 
     if training and running_mean is not None and running_var is not None:
         if running == "exact":
-            counts = means.new_full((num_groups, 1), size * places)
+            counts = statistics.new_full((num_groups, 1), size * places)
             counts[num_equal:] = tail_size * places
-            means, variances = _pool(means, variances, counts)
+            statistics = _pool(statistics, counts)
         count = num_batches_tracked if momentum is None else None
-        _update(running_mean, means, num_groups, momentum, count, running)
-        _update(running_var, variances, num_groups, momentum, count, running)
+        decay, weights = _step(statistics, num_groups, momentum, count, running)
+        mean, variance = (weights * statistics).sum(1).unbind()
+        running_mean.mul_(decay).add_(mean)
+        running_var.mul_(decay).add_(variance)
     return y
 
 
@@ -206,8 +209,8 @@ def _normalise(
     bias: Tensor | None,
     eps: float,
     statistics_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise (G S, C, *) in G equal groups; return it with the (G, C) means and unbiased variances.
+) -> tuple[Tensor, Tensor]:
+    """Normalise (G S, C, *) in G equal groups; return it with their means and unbiased variances, (2, G, C).
 
     Statistics are left empty where nothing keeps them.
     """
@@ -225,12 +228,11 @@ def _normalise(
         folded = grouped.flatten(1, 2)
 
     # With momentum 1 the fused kernel hands out its own statistics as "running" ones: no second pass.
-    means = variances = None
-    if statistics_dtype is not None:
-        means = torch.zeros(folded.shape[1], dtype=statistics_dtype, device=x.device)
-        variances = torch.ones_like(means)
-    gamma = None if weight is None else weight.repeat(num_groups)
-    beta = None if bias is None else bias.repeat(num_groups)
+    num_kept = 0 if statistics_dtype is None else folded.shape[1]
+    statistics = torch.zeros(2, num_kept, dtype=statistics_dtype, device=x.device)
+    means, variances = statistics.unbind() if num_kept > 0 else (None, None)
+    gamma = None if weight is None else weight.expand(num_groups, -1).reshape(-1)
+    beta = None if bias is None else bias.expand(num_groups, -1).reshape(-1)
     y = F.batch_norm(folded, means, variances, gamma, beta, True, 1.0, eps)
 
     y = y.unflatten(1, (num_groups, num_channels))
@@ -239,9 +241,7 @@ def _normalise(
     y = (y if strided else y.transpose(0, 1)).flatten(0, 1)
     if channels_last:
         y = y.movedim(-1, 1)
-    if means is None or variances is None:
-        return y, x.new_empty(num_groups, 0), x.new_empty(num_groups, 0)
-    return y, means.view(num_groups, num_channels), variances.view(num_groups, num_channels)
+    return y, statistics.view(2, num_groups, num_kept // num_groups)
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -250,36 +250,30 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
 
 
-def _pool(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance, each (1, C), of the union of groups, by the law of total variance."""
+def _pool(statistics: Tensor, counts: Tensor) -> Tensor:
+    """Mean and unbiased variance, (2, 1, C), of the union of groups, by the law of total variance."""
+    means, variances = statistics.unbind()
     total = counts.sum()
     mean = (counts * means).sum(0, keepdim=True) / total
     within = ((counts - 1) * variances).sum(0, keepdim=True)
     between = (counts * (means - mean).square()).sum(0, keepdim=True)
-    return mean, (within + between) / (total - 1)
+    return torch.stack([mean, (within + between) / (total - 1)])
 
 
-def _update(
-    statistic: Tensor,
-    group_values: Tensor,
-    num_groups: int,
-    momentum: float | None,
-    count: Tensor | None,
-    running: Running,
-) -> None:
-    """Move a running statistic (C,) in place by the group values (G, C), or by one pooled row (1, C)."""
-    if count is not None:
-        decay = 1 - num_groups / count.to(statistic.dtype)
-        statistic.mul_(decay).add_((1 - decay) * group_values.mean(0))
-        return
-    assert momentum is not None
+def _step(
+    statistics: Tensor, num_groups: int, momentum: float | None, count: Tensor | None, running: Running
+) -> tuple[float | Tensor, float | Tensor]:
+    """Decay of the running statistics, and weights of the statistics (2, G, C), or pooled (2, 1, C), they then add."""
+    rows = statistics.shape[1]
+    if momentum is None:
+        assert count is not None
+        gain = num_groups / count.to(statistics.dtype)
+        return 1 - gain, gain / rows
     decay = (1 - momentum) ** num_groups
-    if running == "sequential":
-        age = torch.arange(num_groups - 1, -1, -1, dtype=statistic.dtype, device=statistic.device)
-        new = (momentum * (1 - momentum) ** age.unsqueeze(1) * group_values).sum(0)
-    else:
-        new = (1 - decay) * group_values.mean(0)
-    statistic.mul_(decay).add_(new)
+    if running != "sequential":
+        return decay, (1 - decay) / rows
+    age = torch.arange(rows - 1, -1, -1, dtype=statistics.dtype, device=statistics.device)
+    return decay, momentum * (1 - momentum) ** age.unsqueeze(1)
 
 
 def _check_channels(x: Tensor, *per_channel: Tensor | None) -> None:

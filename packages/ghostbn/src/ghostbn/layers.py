@@ -51,7 +51,9 @@ class _GhostBatchNorm(_BatchNorm):
         """
         self._check_input_dim(input)
         if input.shape[1] != self.num_features:
-            raise ValueError(f"input must have num_features = {self.num_features} channels, got {input.shape[1]}")
+            raise ValueError(
+                f"input must have num_features = {self.num_features} channels, got {input.shape[1]}"
+            )
         tracks = self.track_running_stats or not self.training
         return ghost_batch_norm(
             input,

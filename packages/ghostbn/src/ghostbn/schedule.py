@@ -78,7 +78,9 @@ def adapt_regime(
         raise ValueError(f"total_epochs must be at least 1, got {total_epochs}")
     bounded = not milestones or (milestones[0] >= 1 and milestones[-1] <= total_epochs)
     if not bounded or any(later <= earlier for earlier, later in pairwise(milestones)):
-        raise ValueError(f"milestones must increase strictly within 1..{total_epochs}, got {list(milestones)}")
+        raise ValueError(
+            f"milestones must increase strictly within 1..{total_epochs}, got {list(milestones)}"
+        )
     stretch = math.ceil(_ratio(batch_size, base_batch_size))
     return [epoch * stretch for epoch in milestones], total_epochs * stretch
 
@@ -178,9 +180,9 @@ def sample_loss_weights(
 ) -> Tensor:
     r"""Draw per-sample loss weights that give a large batch the gradient noise of a small one.
 
-    $\hat g = \frac{1}{M} \sum_n z_n g_n$ with $z_n \sim \mathcal{N}(1, \sigma^2)$ (arXiv 1705.08741, section 4). The paper
-    has $\sigma^2$ proportional to M; here $\sigma^2 = M / M_0 - 1$, which makes the second moments equal:
-    $(1 + \sigma^2) / M = 1 / M_0$. An alternative to `scale_lr`, not an addition to it. Use it as
+    $\hat g = \frac{1}{M} \sum_n z_n g_n$ with $z_n \sim \mathcal{N}(1, \sigma^2)$ (arXiv 1705.08741, section 4).
+    The paper has $\sigma^2$ proportional to M; here $\sigma^2 = M / M_0 - 1$, which makes the second moments
+    equal: $(1 + \sigma^2) / M = 1 / M_0$. An alternative to `scale_lr`, not an addition to it. Use it as
     `(weights * per_sample_loss).mean()`.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -144,15 +144,22 @@ class PlainHypernetwork:
 
 
 class HyperInterval:
-    """The method, nested mode."""
+    """The method; the task must be known in free mode."""
 
-    def __init__(self, target: nn.Module, sizes: Sizes, seed: int, device: str) -> None:
+    def __init__(
+        self,
+        target: nn.Module,
+        sizes: Sizes,
+        seed: int,
+        device: str,
+        mode: Literal["nested", "free"] = "nested",
+    ) -> None:
         self.hyper = IntervalHypernetwork(
             target,
             sizes.num_tasks,
             sizes.embedding_dim,
             sizes.hidden,
-            mode="nested",
+            mode=mode,
             eps=sizes.eps,
             generator=torch.Generator().manual_seed(seed),
         ).to(device)

@@ -123,14 +123,14 @@ class IntervalHypernetwork(nn.Module):
             ValueError: If `task` is out of range or `eps` is negative.
         """
         center, radius = self.embedding_center_radius((task,), eps)
-        return self.box(center[0], radius[0], outward=outward)
+        return self.unflatten(*self.flat_box(center[0], radius[0], outward=outward))
 
     def box(self, center: Tensor, radius: Tensor, *, outward: bool = False) -> dict[str, IntervalTensor]:
         """Return the weight box of any box of embeddings.
 
         Args:
             center: Centres, (..., embedding_dim).
-            radius: Radii, >= 0, of the same shape. Their sign is not looked at, so as not to make a GPU wait.
+            radius: Radii, >= 0, of the same shape.
             outward: Widen the box so that it holds, in floating point as computed in float32 or float64, the
                 weights of every embedding in the box and the plain box of every box inside it.
 
@@ -138,8 +138,10 @@ class IntervalHypernetwork(nn.Module):
             Boxes by parameter name, (..., *parameter shape).
 
         Raises:
-            ValueError: If the shapes are wrong.
+            ValueError: If the shapes are wrong, or a radius is negative or NaN.
         """
+        if not (radius >= 0).all():
+            raise ValueError(f"radius must be >= 0, its minimum is {radius.min().item():.3g}")
         return self.unflatten(*self.flat_box(center, radius, outward=outward))
 
     def unflatten(self, mid: Tensor, rad: Tensor) -> dict[str, IntervalTensor]:
@@ -155,7 +157,7 @@ class IntervalHypernetwork(nn.Module):
 
         Args:
             center: Centres, (..., embedding_dim).
-            radius: Radii, >= 0, of the same shape.
+            radius: Radii, >= 0, of the same shape. Their sign is not looked at, so as not to make a GPU wait.
             outward: As in `box`.
 
         Returns:
@@ -237,7 +239,7 @@ class IntervalHypernetwork(nn.Module):
         self._check_tasks((task,))
         for group in (self.embeddings, self.raw_radii):
             for index, value in enumerate(group):
-                value.requires_grad_(index == task)
+                _train(value, index == task)
         if self.mode == "nested" and task > 0:
             with torch.no_grad():
                 self.embeddings[task].copy_(self.embeddings[task - 1])
@@ -255,7 +257,7 @@ class IntervalHypernetwork(nn.Module):
         self._check_tasks((task,))
         for group in (self.embeddings, self.raw_radii):
             for value in group[task : task + 1]:
-                value.requires_grad_(False)
+                _train(value, False)
         self.started[task] = True
 
     def intersection_box(self, tasks: Iterable[int] | None = None) -> IntervalTensor:
@@ -283,7 +285,9 @@ class IntervalHypernetwork(nn.Module):
         tasks: Iterable[int] | None = None,
         radius: Literal["intersection", "full", "point"] = "intersection",
     ) -> dict[str, Tensor]:
-        """Return one set of target weights for all tasks, ready for `load_state_dict` (section 3, nested).
+        """Return one set of target weights for all tasks, for `load_state_dict` (section 3, nested).
+
+        It holds parameters alone: a target with buffers loads it with `strict=False`.
 
         With `u` the midpoint of the intersection of the tasks' boxes, the weights are
 
@@ -350,6 +354,12 @@ class IntervalHypernetwork(nn.Module):
         return chosen
 
 
+def _train(value: Tensor, wanted: bool) -> None:
+    value.requires_grad_(wanted)
+    if not wanted:
+        value.grad = None  # an optimizer would take a last step with it
+
+
 class _Products(torch.autograd.Function):
     """`c W^T` and `r |W|^T`, with one gradient of `W` for the two.
 
@@ -366,14 +376,16 @@ class _Products(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad_center: Tensor, grad_radius: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_center: Tensor, grad_radius: Tensor) -> tuple[Tensor | None, ...]:
         center, radius, weight, size = ctx.saved_tensors
         need_center, need_radius, need_weight, _ = ctx.needs_input_grad
         with torch.autocast(weight.device.type, enabled=False):
             grad_center, grad_radius = grad_center.to(weight.dtype), grad_radius.to(weight.dtype)
             grad_weight = None
             if need_weight:
-                rows = [value.reshape(-1, value.shape[-1]) for value in (grad_radius, radius, grad_center, center)]
+                rows = [
+                    value.reshape(-1, value.shape[-1]) for value in (grad_radius, radius, grad_center, center)
+                ]
                 grad_weight = (rows[0].mT @ rows[1]).mul_(weight.sign()).addmm_(rows[2].mT, rows[3])
             return (
                 grad_center @ weight if need_center else None,

@@ -77,7 +77,13 @@ class IntervalTensor:
 
     @classmethod
     def point(cls, x: Tensor) -> IntervalTensor:
-        """Return the box that holds `x` alone; layers recognise it and do less work."""
+        """Return the box that holds `x` alone; layers recognise it and do less work.
+
+        Raises:
+            TypeError: If `x` is not a floating tensor.
+        """
+        if not x.is_floating_point():
+            raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
         return cls(x, x, validate=False)
 
     @classmethod

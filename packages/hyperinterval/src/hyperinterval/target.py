@@ -57,7 +57,7 @@ def interval_forward(
         >>> interval_forward(net, boxes, x).contains(net(x))
         tensor([[True]])
     """
-    _check_params(module, params)
+    params = _under_every_name(module, params)
     box = IntervalTensor.point(x) if isinstance(x, Tensor) else x
     return _walk(module, "", params, box, {**_RULES, **(rules or {})}, outward)
 
@@ -115,7 +115,8 @@ def _walk(
         }
         return rule(layer, boxes, x, outward)
     if type(layer).forward is nn.Sequential.forward:
-        for name, child in layer.named_children():
+        for name, child in layer._modules.items():  # named_children leaves out a layer's second use
+            assert child is not None
             x = _walk(child, f"{path}{name}.", params, x, rules, outward)
         return x
     where = f"layer {path.rstrip('.')!r}" if path else "the module"
@@ -137,6 +138,20 @@ def _check_params(module: nn.Module, params: Mapping[str, IntervalTensor]) -> No
             raise ValueError(
                 f"params[{name!r}] must have shape {tuple(own[name].shape)}, got {tuple(box.shape)}"
             )
+
+
+def _under_every_name(
+    module: nn.Module, params: Mapping[str, IntervalTensor]
+) -> Mapping[str, IntervalTensor]:
+    """Check the boxes and repeat those of shared parameters under each of their names."""
+    _check_params(module, params)
+    names = list(module.named_parameters(remove_duplicate=False))
+    if len(names) == len(list(module.named_parameters())):
+        return params
+    first: dict[int, str] = {}
+    for name, value in names:
+        first.setdefault(id(value), name)
+    return {name: params[first[id(value)]] for name, value in names if first[id(value)] in params}
 
 
 def _linear(
@@ -170,9 +185,17 @@ def _selection(
     return interval_apply(layer, x, nonneg=x.nonneg)
 
 
+def _check_range(layer: nn.Module, name: str, lowest: float, highest: float = float("inf")) -> None:
+    value = getattr(layer, name, None)
+    if value is not None and not lowest <= value <= highest:
+        limits = f">= {lowest}" if highest == float("inf") else f"in [{lowest}, {highest}]"
+        raise ValueError(f"{type(layer).__name__} {name} must be {limits}, got {value}")
+
+
 def _average(
     layer: nn.Module, boxes: Mapping[str, IntervalTensor], x: IntervalTensor, outward: bool
 ) -> IntervalTensor:
+    _check_range(layer, "divisor_override", 1)
     out = interval_apply(layer, x, nonneg=x.nonneg)
     if not outward:
         return out
@@ -198,10 +221,8 @@ def _positive(
 def _increasing(
     layer: nn.Module, boxes: Mapping[str, IntervalTensor], x: IntervalTensor, outward: bool
 ) -> IntervalTensor:
-    # LeakyReLU falls for a negative slope, ELU for a negative alpha.
-    for name in ("negative_slope", "alpha"):
-        if getattr(layer, name, 0.0) < 0:
-            raise ValueError(f"{type(layer).__name__} {name} must be >= 0, got {getattr(layer, name)}")
+    _check_range(layer, "negative_slope", 0)  # of LeakyReLU, which falls for less
+    _check_range(layer, "alpha", 0, 1)  # of ELU, likewise; a large one multiplies its rounding error
     return interval_apply(_not_inplace(layer), x, outward=outward)
 
 
@@ -226,7 +247,7 @@ _RULES: dict[type[nn.Module], IntervalRule] = {
     **dict.fromkeys((nn.Flatten, nn.Identity, nn.MaxPool2d, nn.AdaptiveMaxPool2d), _selection),
     **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d), _average),
     **dict.fromkeys((nn.ReLU, nn.ReLU6), _rectifier),
-    **dict.fromkeys((nn.Sigmoid, nn.Softplus), _positive),
+    nn.Sigmoid: _positive,
     **dict.fromkeys((nn.Tanh, nn.LeakyReLU, nn.ELU), _increasing),
 }
 

@@ -101,7 +101,7 @@ def forward_derivatives(field: Field, x: Tensor, t: Tensor, order: int = 2) -> J
         return field(x, t)
 
     slopes = [along(at_time, direction) for direction in directions]
-    value, time = jvp(lambda t: field(x, t), (t,), (torch.ones_like(t),))
+    value, time, *_ = jvp(lambda t: field(x, t), (t,), (torch.ones_like(t),))
     space = torch.stack([slope(x) for slope in slopes], dim=-1)
     if order == 1:
         return Jet(value, space, time, None)
@@ -140,55 +140,49 @@ def propagate(layers: Iterable[nn.Module], jet: Jet) -> Jet:
 
 
 class _Rows(NamedTuple):
-    """A jet with its directions in front, each Hessian entry once: the layout matrix products like."""
+    """A jet in the layout matrix products like: derivatives in front, each Hessian entry once.
+
+    The derivatives are the `d` slopes in space, the slope in time and, at order 2, the Hessian's upper triangle.
+    """
 
     value: Tensor  # (P, m)
-    space: Tensor  # (d, P, m)
-    time: Tensor  # (P, m)
-    seconds: Tensor | None  # (d (d + 1) / 2, P, m)
+    derivatives: Tensor  # (d + 1 [+ d (d + 1) / 2], P, m)
+    dimensions: int
 
 
 def _to_rows(jet: Jet) -> _Rows:
-    space = jet.space.movedim(-1, 0)
-    if jet.hessian is None:
-        return _Rows(jet.value, space, jet.time, None)
-    seconds = torch.stack([jet.hessian[..., i, j] for i, j in _pairs(len(space))])
-    return _Rows(jet.value, space, jet.time, seconds)
+    d = jet.space.shape[-1]
+    derivatives = [*jet.space.unbind(-1), jet.time]
+    if jet.hessian is not None:
+        derivatives += [jet.hessian[..., i, j] for i, j in _pairs(d)]
+    return _Rows(jet.value, torch.stack(derivatives), d)
 
 
 def _to_jet(rows: _Rows) -> Jet:
-    space = rows.space.movedim(0, -1)
-    if rows.seconds is None:
-        return Jet(rows.value, space, rows.time, None)
-    d = len(rows.space)
-    entry = dict(zip(_pairs(d), rows.seconds.unbind(0), strict=True))
+    d = rows.dimensions
+    slopes, seconds = rows.derivatives[: d + 1], rows.derivatives[d + 1 :]
+    space, time = slopes[:d].movedim(0, -1), slopes[d]
+    if len(seconds) == 0:
+        return Jet(rows.value, space, time, None)
+    entry = dict(zip(_pairs(d), seconds.unbind(0), strict=True))
     hessian = torch.stack([entry[min(i, j), max(i, j)] for i in range(d) for j in range(d)], dim=-1)
-    return Jet(rows.value, space, rows.time, hessian.unflatten(-1, (d, d)))
+    return Jet(rows.value, space, time, hessian.unflatten(-1, (d, d)))
 
 
 def _linear(layer: nn.Linear, rows: _Rows) -> _Rows:
-    # Separate products rather than one on a concatenation: the same arithmetic without copying every
-    # activation forward and its gradient backward, which costs more than it saves.
-    weight = layer.weight
-    seconds = None if rows.seconds is None else F.linear(rows.seconds, weight)
-    value = F.linear(rows.value, weight, layer.bias)
-    return _Rows(value, F.linear(rows.space, weight), F.linear(rows.time, weight), seconds)
+    value = F.linear(rows.value, layer.weight, layer.bias)
+    return rows._replace(value=value, derivatives=F.linear(rows.derivatives, layer.weight))
 
 
 def _activation(rule: Rule, rows: _Rows) -> _Rows:
     value, first, second = rule(rows.value)
-    space, time = first * rows.space, first * rows.time
-    if rows.seconds is None:
-        return _Rows(value, space, time, None)
-    products = _products(rows.space)
-    return _Rows(value, space, time, torch.addcmul(first * rows.seconds, second, products))
-
-
-def _products(space: Tensor) -> Tensor:
-    if len(space) == 1:
-        return space * space
-    slopes = space.unbind(0)
-    return torch.stack([slopes[i] * slopes[j] for i, j in _pairs(len(slopes))])
+    d, rest = rows.dimensions, rows.derivatives.unbind(0)
+    slopes, seconds = rest[: d + 1], rest[d + 1 :]
+    derivatives = [first * slope for slope in slopes]
+    # At order 1 there are no second derivatives to pair up.
+    for (i, j), bend in zip(_pairs(d), seconds, strict=False):
+        derivatives.append(torch.addcmul(first * bend, second, slopes[i] * slopes[j]))
+    return rows._replace(value=value, derivatives=torch.stack(derivatives))
 
 
 def _pairs(dimensions: int) -> list[tuple[int, int]]:

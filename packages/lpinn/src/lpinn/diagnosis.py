@@ -193,7 +193,9 @@ def _flat_loss(loss_fn: Loss[Module], module: Module) -> tuple[Tensor, Callable[
 
     def function(point: Tensor) -> Tensor:
         parts = zip(parameters.items(), point.split(sizes), strict=True)
-        return functional_call(wrapped, {name: part.view_as(parameter) for (name, parameter), part in parts}, ())
+        return functional_call(
+            wrapped, {name: part.view_as(parameter) for (name, parameter), part in parts}, ()
+        )
 
     return torch.cat([parameter.detach().flatten() for parameter in parameters.values()]), function
 

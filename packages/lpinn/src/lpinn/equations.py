@@ -45,7 +45,9 @@ class TransportPDE:
         if not self.nu >= 0:
             raise ValueError(f"nu must be at least 0, got {self.nu!r}")
         if self.source is not None and not callable(self.source):
-            raise TypeError(f"source must be a callable of (u, x, t) or None, got {type(self.source).__name__}")
+            raise TypeError(
+                f"source must be a callable of (u, x, t) or None, got {type(self.source).__name__}"
+            )
 
     @property
     def order(self) -> int:
@@ -66,7 +68,7 @@ class TransportPDE:
 
 
 def convection(speed: float | Tensor, nu: float = 0.0) -> TransportPDE:
-    """Linear convection(-diffusion) `u_t + c u_x = nu u_xx`."""
+    """The equation of linear convection and diffusion, `u_t + c u_x = nu u_xx`."""
     return TransportPDE(speed, nu)
 
 
@@ -80,7 +82,9 @@ def reaction(rho: float, speed: float | Tensor = 0.0, nu: float = 0.0) -> Transp
     return TransportPDE(speed, nu, lambda u, x, t: rho * u * (1 - u))
 
 
-def mean_speed(pde: TransportPDE, u0: Callable[[Tensor], Tensor], length: float, num_points: int = 256) -> float:
+def mean_speed(
+    pde: TransportPDE, u0: Callable[[Tensor], Tensor], length: float, num_points: int = 256
+) -> float:
     """The mean speed of the initial data over one period: a `frame_speed` for `LagrangianNet`.
 
     Args:
@@ -363,7 +367,6 @@ def _initial_points(ic_x: Tensor | None, ic_u: Tensor | None) -> tuple[Tensor, T
     if ic_x is None or ic_u is None:
         raise ValueError("ic_x and ic_u must be given together, got only one of them")
     if ic_x.ndim != 2 or ic_u.ndim != 2 or len(ic_x) != len(ic_u) or len(ic_x) == 0:
-        raise ValueError(
-            f"ic_x and ic_u must be non-empty of shapes (Q, d) and (Q, m), got {tuple(ic_x.shape)} and {tuple(ic_u.shape)}"
-        )
+        found = f"{tuple(ic_x.shape)} and {tuple(ic_u.shape)}"
+        raise ValueError(f"ic_x and ic_u must be non-empty of shapes (Q, d) and (Q, m), got {found}")
     return ic_x, ic_u

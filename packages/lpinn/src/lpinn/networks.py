@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,9 @@ class PeriodicFeatures(nn.Module):
 
     def _table(self, x: Tensor) -> Tensor:
         if x.shape[-1] != len(self._harmonics):
-            raise ValueError(f"x must have {len(self._harmonics)} dimensions like length, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"x must have {len(self._harmonics)} dimensions like length, got shape {tuple(x.shape)}"
+            )
         if x.dtype == self.frequencies.dtype:
             return self.frequencies
         return torch.tensor(self._harmonics, dtype=x.dtype, device=x.device)
@@ -105,7 +108,7 @@ def tanh_mlp(
             raise ValueError(f"{name} must be at least 1, got {size!r}")
     sizes = [inputs, *[width] * depth, outputs]
     layers: list[nn.Module] = []
-    for size, following in zip(sizes, sizes[1:], strict=False):
+    for size, following in pairwise(sizes):
         layers += [_linear(size, following, generator), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -264,7 +267,9 @@ class OfficialLagrangianNet(nn.Module):
         if u_depth < 3:
             raise ValueError(f"u_depth must be at least 3, got {u_depth!r}")
         self.features = PeriodicFeatures(length)
-        self.trunk = tanh_mlp(self.features.size, width, width, depth=1, generator=generator).append(nn.Tanh())
+        self.trunk = tanh_mlp(self.features.size, width, width, depth=1, generator=generator).append(
+            nn.Tanh()
+        )
         self.repeated = nn.Sequential(_linear(width, width, generator), nn.Tanh())
         self.output = _linear(width, 1, generator)
         self.num_repeats = u_depth - 2
@@ -303,7 +308,9 @@ def _initial_state(hard_ic: bool, u0: InitialState | None) -> InitialState | Non
     if u0 is not None and not callable(u0):
         raise TypeError(f"u0 must be a callable of the points, got {type(u0).__name__}")
     if hard_ic and u0 is None:
-        raise ValueError("u0 must be given with hard_ic=True, got None; use hard_ic=False to enforce it in the loss")
+        raise ValueError(
+            "u0 must be given with hard_ic=True, got None; use hard_ic=False to enforce it in the loss"
+        )
     return u0 if hard_ic else None
 
 

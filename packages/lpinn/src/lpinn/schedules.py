@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lpinn.derivatives import Field
-from lpinn.equations import TransportPDE, eulerian_residual, pinn_loss
-
+from lpinn.equations import TransportPDE, eulerian_residual
 
 Problem = TypeVar("Problem")
 
@@ -129,7 +128,9 @@ class TimePartition(nn.Module):
         super().__init__()
         self.windows = tuple(windows)
         if len(nets) != len(self.windows) or not self.windows:
-            raise ValueError(f"nets must be as many as windows ({len(self.windows)}) and not empty, got {len(nets)}")
+            raise ValueError(
+                f"nets must be as many as windows ({len(self.windows)}) and not empty, got {len(nets)}"
+            )
         if any(before.end != after.start for before, after in pairwise(self.windows)):
             raise ValueError(f"windows must follow each other without gaps, got {self.windows}")
         self.nets = nn.ModuleList(nets)
@@ -147,51 +148,55 @@ def xpinn_loss(
     pde: TransportPDE,
     x: Tensor,
     t: Tensor,
-    ic_x: Tensor | None,
-    ic_u: Tensor | None,
+    ic_x: Tensor | None = None,
+    ic_u: Tensor | None = None,
     weights: tuple[float, float, float, float] = (1.0, 1000.0, 1000.0, 1.0),
 ) -> Tensor:
     """XPINN in time: all subdomains at once, tied by interface losses (Jagtap & Karniadakis 2020).
 
-    The points are dealt evenly to the windows, their times rescaled into them, so that `(x, t)` drawn over the
-    whole domain may be passed as for any other loss. An interface is penalised for its jump in the state
-    (each side against the average) and in the residual, at the points `ic_x`.
+    The points are dealt to the windows like cards, their times rescaled into them: the points of any other loss,
+    drawn or on a grid, may be passed, and the step costs what it costs there. An interface is penalised for
+    its jump in the state (each side against the average) and in the residual.
 
     Args:
         partition: One network per subdomain.
         pde: The equation.
         x: Collocation points, shape `(P, d)`, at least one per window.
         t: Times in `[0, duration]`, shape `(P, 1)`.
-        ic_x: Points of the initial condition and of the interfaces, shape `(Q, d)`.
-        ic_u: Initial states, shape `(Q, m)`; `None` if the first network satisfies it exactly.
+        ic_x: Points of the initial condition and of the interfaces, shape `(Q, d)`; default `x`.
+        ic_u: Initial states at `ic_x`, shape `(Q, m)`; `None` if the first network satisfies it exactly.
         weights: Of residual, initial condition, interface state and interface residual.
 
     Returns:
         The loss, a scalar: the mean over the windows of the residuals, plus the other terms.
 
     Raises:
-        ValueError: If there are fewer points than windows.
+        ValueError: If there are fewer points than windows, or `ic_u` comes without `ic_x`.
     """
     windows = partition.windows
     if len(x) < len(windows):
         raise ValueError(f"x must hold at least one point per window ({len(windows)}), got {len(x)}")
+    if ic_u is not None and ic_x is None:
+        raise ValueError("ic_x must be given with ic_u, got None")
     fraction = (t - windows[0].start) / (windows[-1].end - windows[0].start)
-    residual_weight, initial_weight, *interface_weights = weights
-    points = x[:1] if ic_x is None else ic_x
+    points = x if ic_x is None else ic_x
     terms = []
-    parts = zip(windows, partition.nets, x.tensor_split(len(windows)), fraction.tensor_split(len(windows)), strict=True)
-    for window, net, positions, fractions in parts:
-        residual = eulerian_residual(net, pde, positions, window.rescale(fractions))
-        terms.append(residual_weight * residual.square().mean() / len(windows))
-    if ic_x is not None and ic_u is not None:
-        terms.append(initial_weight * (partition.nets[0](ic_x, torch.zeros_like(ic_x[:, :1])) - ic_u).square().mean())
+    for window, net in zip(windows, partition.nets, strict=True):
+        dealt = slice(window.index, None, len(windows))
+        residual = eulerian_residual(net, pde, x[dealt], window.rescale(fraction[dealt]))
+        terms.append(weights[0] * residual.square().mean() / len(windows))
+    if ic_u is not None:
+        start = torch.full_like(points[:, :1], windows[0].start)
+        terms.append(weights[1] * (partition.nets[0](points, start) - ic_u).square().mean())
     for window, (before, after) in zip(windows[1:], pairwise(partition.nets), strict=True):
-        state, residual = interface_jump(before, after, pde, points, window.start)
-        terms += [interface_weights[0] * state, interface_weights[1] * residual]
+        state, jump = interface_jump(before, after, pde, points, window.start)
+        terms += [weights[2] * state, weights[3] * jump]
     return torch.stack(terms).sum()
 
 
-def interface_jump(before: Field, after: Field, pde: TransportPDE, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
+def interface_jump(
+    before: Field, after: Field, pde: TransportPDE, x: Tensor, time: float
+) -> tuple[Tensor, Tensor]:
     """Mean squared mismatch of two subdomain networks at their common time (XPINN's interface terms).
 
     Args:

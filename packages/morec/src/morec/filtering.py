@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -72,7 +73,8 @@ def select(
     return chosen, index, scores.gather(0, index.unsqueeze(0)).squeeze(0)
 
 
-class FilterResult(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FilterResult:
     """What the filter decided about B transitions.
 
     Attributes:
@@ -301,9 +303,10 @@ def calibrate_threshold(
 def reward_consistency(
     reward: DynamicsReward, obs: Tensor, act: Tensor, next_obs: Tensor, model_next_obs: Tensor
 ) -> Tensor:
-    r"""How far a dynamics model is from reward-consistent: $\mathbb E_{\text{data}} r^D - \mathbb E_{\text{model}} r^D$.
+    r"""How far a dynamics model is from reward-consistent.
 
-    0 for a model that the reward cannot tell from the environment; the larger, the worse the model
+    $\mathbb E_{\text{data}} r^D - \mathbb E_{\text{model}} r^D$: 0 for a model that the reward cannot
+    tell from the environment; the larger, the worse the model
     (Section 3: the gap that the generator tried to close).
 
     Args:

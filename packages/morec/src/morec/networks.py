@@ -1,11 +1,15 @@
-"""The two players of the adversarial game: a transition discriminator and a transition generator."""
+"""The two players of the adversarial game, and many discriminators as one stacked network."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
 
 __all__ = ["TransitionDiscriminator", "TransitionGenerator"]
 
@@ -17,14 +21,13 @@ class _MLP(nn.Module):
         super().__init__()
         if min(sizes) < 1:
             raise ValueError(f"every layer must have at least one unit, got sizes {tuple(sizes)}")
-        self.layers = nn.ModuleList(
-            nn.utils.skip_init(nn.Linear, inputs, outputs)
-            for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True)
-        )
-        for layer in self.layers:
-            bound = layer.in_features**-0.5
+        device = torch.get_default_device() if generator is None else generator.device
+        self.layers = nn.ModuleList()
+        for inputs, outputs in pairwise(sizes):
+            layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device)
             for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+                nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5, generator=generator)
+            self.layers.append(layer)
 
     def forward(self, inputs: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -33,7 +36,7 @@ class _MLP(nn.Module):
 
 
 class TransitionDiscriminator(_MLP):
-    """Logit that an encoded transition is real: $f_\\phi(s, a, s')$, $D = \\sigma(f)$.
+    r"""Logit that an encoded transition is real: $f_\phi(s, a, s')$, $D = \sigma(f)$.
 
     Args:
         obs_dim: Number of state dimensions S.
@@ -65,7 +68,7 @@ class TransitionDiscriminator(_MLP):
 
 
 class TransitionGenerator(_MLP):
-    """Gaussian imitation of the environment, $P_\\theta(s' | s, a)$, in scaled coordinates.
+    r"""Gaussian imitation of the environment, $P_\theta(s' | s, a)$, in scaled coordinates.
 
     Args:
         obs_dim: Number of state dimensions S.
@@ -100,3 +103,103 @@ class TransitionGenerator(_MLP):
         low, high = self.log_std_range
         # A sigmoid, not a clamp: a clamped generator could never again widen its noise.
         return mean, low + (high - low) * torch.sigmoid(raw)
+
+
+# Bytes of activations at once: about a core's cache, or a bound that an accelerator does not notice.
+_CACHE_BYTES = 4 << 20
+_ACCELERATOR_BYTES = 256 << 20
+
+
+def activation_budget(like: Tensor) -> int:
+    """Floats of activations worth having at once on the device of `like`."""
+    return (_CACHE_BYTES if like.device.type == "cpu" else _ACCELERATOR_BYTES) // like.element_size()
+
+
+class StackedDiscriminators(nn.Module):
+    """M `TransitionDiscriminator`s as stacked weights (M, in, out), the first layer split at the candidate.
+
+    Args:
+        modules: The discriminators, all of the same widths.
+    """
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        super().__init__()
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for layers in zip(*[module.layers for module in modules], strict=True):
+            weight = torch.stack([layer.weight.detach().mT for layer in layers]).contiguous()
+            bias = torch.stack([layer.bias.detach() for layer in layers]).unsqueeze(1)
+            self.weights.append(nn.Parameter(weight, requires_grad=False))
+            self.biases.append(nn.Parameter(bias, requires_grad=False))
+
+    @property
+    def floats_per_transition(self) -> int:
+        """Activations of one transition in one member: in and out of its widest layer."""
+        return 2 * max(weight.shape[2] for weight in self.weights)
+
+    def forward(self, state: Tensor, action: Tensor, following: Tensor, delta_input: bool) -> Tensor:
+        """Judge scaled transitions: (B, S), (B, A) and (K, B, S) to logits (M, K, B)."""
+        state_action, candidates = torch.cat([state, action], dim=-1), following.flatten(0, 1)
+        # A large batch goes through few members at a time, so that activations stay in the cache.
+        needed = max(1, len(candidates) * self.floats_per_transition)
+        size = max(1, activation_budget(following) // needed)
+        blocks = zip(
+            zip(*[weight.split(size) for weight in self.weights], strict=True),
+            zip(*[bias.split(size) for bias in self.biases], strict=True),
+            strict=True,
+        )
+        logits = [
+            _forward_block(state_action, candidates, delta_input, weights, biases)
+            for weights, biases in blocks
+        ]
+        return torch.cat(logits).unflatten(1, following.shape[:2])
+
+
+def _forward_block(
+    state_action: Tensor,
+    candidates: Tensor,
+    delta_input: bool,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> Tensor:
+    """Logits (members, K * B) of (B, S + A) and (K * B, S)."""
+    members, _, units = weights[0].shape
+    obs_dim = candidates.shape[1]
+    of_given, of_next = weights[0].split([state_action.shape[1], obs_dim], dim=1)
+    if delta_input:
+        # W [s, a, s' - s] = (W_s - W_d) s + W_a a + W_d s': the first two once for all K candidates.
+        of_given = torch.cat([of_given[:, :obs_dim] - of_next, of_given[:, obs_dim:]], dim=1)
+    shared = torch.baddbmm(biases[0], state_action.expand(members, -1, -1), of_given)
+    hidden = torch.bmm(candidates.expand(members, -1, -1), of_next)
+    hidden = hidden.view(members, -1, len(state_action), units).add_(shared.unsqueeze(1)).flatten(1, 2)
+    for weight, bias in zip(weights[1:], biases[1:], strict=True):
+        hidden = torch.baddbmm(bias, hidden.relu_(), weight)
+    return hidden.squeeze(-1)
+
+
+class StackedModules(nn.Module):
+    """M discriminators of the user's own kind, called together by `torch.vmap`.
+
+    Args:
+        modules: The discriminators, all alike.
+    """
+
+    # Nothing is known of them: as if each had two hidden layers of 256.
+    floats_per_transition = 512
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        parameters, buffers = stack_module_state(list(modules))
+        stacked = {**parameters, **buffers}
+        self.names = {f"stacked_{name.replace('.', '__')}": name for name in stacked}
+        for safe, name in self.names.items():
+            self.register_buffer(safe, stacked[name].detach())
+        # In a tuple, so that the template's weights are neither moved nor saved.
+        self._template = (copy.deepcopy(modules[0]).to("meta"),)
+
+    def forward(self, state: Tensor, action: Tensor, following: Tensor, delta_input: bool) -> Tensor:
+        """Judge scaled transitions: (B, S), (B, A) and (K, B, S) to logits (M, K, B)."""
+        last = following - state if delta_input else following
+        given = torch.cat([state, action], dim=-1).expand(len(following), -1, -1)
+        encoded = torch.cat([given, last], dim=-1)
+        stacked = {name: getattr(self, safe) for safe, name in self.names.items()}
+        return torch.vmap(lambda one: functional_call(self._template[0], one, (encoded,)))(stacked)

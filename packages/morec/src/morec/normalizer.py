@@ -81,8 +81,9 @@ class TransitionNormalizer(nn.Module):
 
     def _set_range(self, name: str, values: Tensor, low: float, high: float) -> None:
         smallest, largest = values.amin(0), values.amax(0)
-        varies = largest > smallest
-        width = torch.where(varies, largest - smallest, torch.ones_like(largest))
+        varies = (largest > smallest).to(values.dtype)
+        # Where nothing varies the width is 1, to divide by; the scale is 0 there.
+        width = largest - smallest + (1 - varies)
         getattr(self, f"{name}_center").copy_((smallest + largest) / 2)
         getattr(self, f"{name}_scale").copy_(varies * (high - low) / width)
         getattr(self, f"{name}_offset").copy_(varies * (low + high) / 2)

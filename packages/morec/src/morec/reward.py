@@ -4,96 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
 
-from morec.networks import TransitionDiscriminator
+from morec.networks import StackedDiscriminators, StackedModules, TransitionDiscriminator, activation_budget
 from morec.normalizer import TransitionNormalizer
 
 __all__ = ["DynamicsReward"]
-
-# Bytes of activations at once: about a core's cache, or a bound that an accelerator does not notice.
-_CACHE_BYTES = 2 << 20
-_ACCELERATOR_BYTES = 256 << 20
-
-
-def _activation_budget(like: Tensor) -> int:
-    """Floats of activations worth having at once on the device of `like`."""
-    return (_CACHE_BYTES if like.device.type == "cpu" else _ACCELERATOR_BYTES) // like.element_size()
-
-
-class _StackedMLP(nn.Module):
-    """M discriminators as one set of stacked weights; first layer split at the candidate."""
-
-    def __init__(self, modules: Sequence[TransitionDiscriminator]) -> None:
-        super().__init__()
-        self.num_layers = len(modules[0].layers)
-        for index in range(self.num_layers):
-            layers = [module.layers[index] for module in modules]
-            weight = torch.stack([layer.weight.detach().mT for layer in layers])
-            bias = torch.stack([layer.bias.detach() for layer in layers]).unsqueeze(1)
-            self.register_buffer(f"weight_{index}", weight.contiguous())
-            self.register_buffer(f"bias_{index}", bias)
-
-    @property
-    def floats_per_transition(self) -> int:
-        """Activations of one transition in one member: in and out of its widest layer."""
-        return 2 * max(getattr(self, f"weight_{index}").shape[2] for index in range(self.num_layers))
-
-    def forward(self, state: Tensor, action: Tensor, following: Tensor, delta_input: bool) -> Tensor:
-        """Scaled (B, S), (B, A), (K, B, S) -> logits (M, K, B)."""
-        state_action, candidates = torch.cat([state, action], dim=-1), following.flatten(0, 1)
-        members = self.weight_0.shape[0]
-        # A large batch goes through few members at a time, so that activations stay in the cache.
-        budget = _activation_budget(following)
-        size = max(1, budget // max(1, len(candidates) * self.floats_per_transition))
-        blocks = [slice(first, first + size) for first in range(0, members, size)]
-        logits = [self._forward_block(state_action, candidates, delta_input, block) for block in blocks]
-        return torch.cat(logits).view(members, *following.shape[:2])
-
-    def _forward_block(
-        self, state_action: Tensor, candidates: Tensor, delta_input: bool, members: slice
-    ) -> Tensor:
-        obs_dim = candidates.shape[1]
-        first = self.weight_0[members]
-        of_given, of_next = first[:, :-obs_dim], first[:, -obs_dim:]
-        if delta_input:
-            # W [s, a, s' - s] = (W_s - W_d) s + W_a a + W_d s': the first two once for all K candidates.
-            of_given = torch.cat([of_given[:, :obs_dim] - of_next, of_given[:, obs_dim:]], dim=1)
-        block = len(first)
-        shared = torch.baddbmm(self.bias_0[members], state_action.expand(block, -1, -1), of_given)
-        own = torch.bmm(candidates.expand(block, -1, -1), of_next)
-        hidden = own.view(block, -1, *shared.shape[1:]).add_(shared.unsqueeze(1)).flatten(1, 2)
-        for index in range(1, self.num_layers):
-            weight, bias = getattr(self, f"weight_{index}"), getattr(self, f"bias_{index}")
-            hidden = torch.baddbmm(bias[members], hidden.relu_(), weight[members])
-        return hidden
-
-
-class _StackedModules(nn.Module):
-    """M discriminators of the user's own kind, called together by `torch.func.vmap`."""
-
-    # Unknown modules: as if each had two hidden layers of 256.
-    floats_per_transition = 512
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        super().__init__()
-        parameters, buffers = stack_module_state(list(modules))
-        stacked = {**parameters, **buffers}
-        self.names = {f"stacked_{name.replace('.', '__')}": name for name in stacked}
-        for safe, name in self.names.items():
-            self.register_buffer(safe, stacked[name].detach())
-        # In a tuple, so that the template's weights are neither moved nor saved.
-        self._template = (copy.deepcopy(modules[0]).to("meta"),)
-
-    def forward(self, state: Tensor, action: Tensor, following: Tensor, delta_input: bool) -> Tensor:
-        last = following - state if delta_input else following
-        given = torch.cat([state, action], dim=-1).expand(len(following), -1, -1)
-        encoded = torch.cat([given, last], dim=-1)
-        stacked = {name: getattr(self, safe) for safe, name in self.names.items()}
-        return torch.vmap(lambda one: functional_call(self._template[0], one, (encoded,)))(stacked)
 
 
 class DynamicsReward(nn.Module):
@@ -110,7 +29,7 @@ class DynamicsReward(nn.Module):
     published rejection threshold 0.6 is meant for this scale only.
 
     The result is differentiable in its inputs; `TransitionFilter` calls it without gradients. Without
-    gradients activations take about 2 MB on a CPU (its cache) and at most 256 MB elsewhere: large
+    gradients activations take about 4 MB on a CPU (its cache) and at most 256 MB elsewhere: large
     inputs go through in chunks of B and of M.
 
     Args:
@@ -155,7 +74,6 @@ class DynamicsReward(nn.Module):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        discriminators = list(discriminators)
         if not discriminators:
             raise ValueError("discriminators must hold at least one snapshot, got none")
         if not 0 < probability_clip <= 1:
@@ -171,9 +89,9 @@ class DynamicsReward(nn.Module):
             self.register_buffer(name, level.clone())
         self.normalizer = copy.deepcopy(normalizer)
         if all(type(module) is TransitionDiscriminator for module in discriminators):
-            self.ensemble: _StackedMLP | _StackedModules = _StackedMLP(discriminators)  # type: ignore[arg-type]
+            self.ensemble: StackedDiscriminators | StackedModules = StackedDiscriminators(discriminators)
         else:
-            self.ensemble = _StackedModules(discriminators)
+            self.ensemble = StackedModules(discriminators)
         self.delta_input = delta_input
         self.rescale = rescale
         self.rescale_range = rescale_range
@@ -183,7 +101,7 @@ class DynamicsReward(nn.Module):
             raise ValueError("rescale=True needs data_logits and model_logits of at least one snapshot")
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor], **options: object) -> DynamicsReward:
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor], **options: Any) -> DynamicsReward:
         """Rebuild a reward of `TransitionDiscriminator`s from its state dict (a safetensors file, say).
 
         Args:
@@ -196,10 +114,10 @@ class DynamicsReward(nn.Module):
         Raises:
             ValueError: If the state dict is not one of stacked `TransitionDiscriminator`s.
         """
-        if "ensemble.weight_0" not in state_dict:
+        if "ensemble.weights.0" not in state_dict:
             raise ValueError("state_dict must come from a DynamicsReward of TransitionDiscriminators")
-        num_layers = sum(key.startswith("ensemble.weight_") for key in state_dict)
-        shapes = [state_dict[f"ensemble.weight_{index}"].shape for index in range(num_layers)]
+        num_layers = sum(key.startswith("ensemble.weights.") for key in state_dict)
+        shapes = [state_dict[f"ensemble.weights.{index}"].shape for index in range(num_layers)]
         obs_dim = state_dict["normalizer.obs_center"].shape[0]
         act_dim = state_dict["normalizer.act_center"].shape[0]
         template = TransitionDiscriminator(obs_dim, act_dim, [shape[2] for shape in shapes[:-1]])
@@ -208,8 +126,8 @@ class DynamicsReward(nn.Module):
             [template] * shapes[0][0],
             data_logits=state_dict["data_logits"],
             model_logits=state_dict["model_logits"],
-            **options,  # type: ignore[arg-type]
-        ).to(state_dict["ensemble.weight_0"])
+            **options,
+        ).to(state_dict["ensemble.weights.0"])
         reward.load_state_dict(dict(state_dict))
         return reward
 
@@ -256,23 +174,40 @@ class DynamicsReward(nn.Module):
         return self._map_chunks(obs, act, next_obs, self.reward_of_logits)
 
     def reward_of_logits(self, logits: Tensor) -> Tensor:
-        """Join the snapshots' logits, shape (M, ...), into one reward, shape (...)."""
+        """Join the snapshots' logits into one reward.
+
+        Args:
+            logits: What `logits` gives, shape (M, ...).
+
+        Returns:
+            $r^D$, shape (...).
+        """
         if self.rescale:
-            logits = self._rescaled(logits)
-        probability = torch.sigmoid(logits)
-        if logits.shape[0] > 1:
+            known = self._calibrated().view(-1, *[1] * (logits.ndim - 1))
+            probability = torch.where(known, torch.sigmoid(self._rescaled(logits)), 0)
+            weight = probability.new_ones(()) / known.sum()
+        else:
+            probability = torch.sigmoid(logits)
+            weight = probability.new_ones(()) / len(logits)
+        if len(logits) > 1:
             probability = probability.clamp(max=self.probability_clip)
-        return -torch.log(1 - probability.mean(0) + 1e-9)
+        return -torch.log(1 - probability.sum(0) * weight + 1e-9)
 
     def _rescaled(self, logits: Tensor) -> Tensor:
-        known = self._calibrated()
         shape = (-1,) + (1,) * (logits.ndim - 1)
-        low = self.model_logits[known].view(shape).to(logits.dtype)
-        high = self.data_logits[known].view(shape).to(logits.dtype)
-        smallest, largest = (low.min(), high.max()) if self.rescale_range is None else self.rescale_range
-        width = 2 * max(abs(smallest), abs(largest))
-        clamped = torch.clamp(logits[known], low, high)
+        low = self.model_logits.view(shape).to(logits.dtype)
+        high = self.data_logits.view(shape).to(logits.dtype)
+        width = self._rescaled_width()
+        # Where a level is unknown this is NaN, and its caller leaves the snapshot out.
+        clamped = torch.minimum(torch.maximum(logits, low), high)
         return (clamped - low) / (high - low + 1e-7) * width - width / 2
+
+    def _rescaled_width(self) -> Tensor | float:
+        """$R$ of the calibration: the rescaled logits lie in [-R/2, R/2]."""
+        if self.rescale_range is not None:
+            return 2 * max(abs(bound) for bound in self.rescale_range)
+        levels = torch.stack([self.model_logits, self.data_logits])[:, self._calibrated()]
+        return 2 * torch.maximum(levels[0].min().abs(), levels[1].max().abs())
 
     def _map_chunks(
         self, obs: Tensor, act: Tensor, next_obs: Tensor, finish: Callable[[Tensor], Tensor]
@@ -292,7 +227,7 @@ class DynamicsReward(nn.Module):
     def _chunk_size(self, following: Tensor) -> int:
         if self.chunk_size is not None:
             return self.chunk_size
-        return _activation_budget(following) // self.ensemble.floats_per_transition
+        return activation_budget(following) // self.ensemble.floats_per_transition
 
     def _check(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> None:
         obs_dim, act_dim = self.normalizer.obs_dim, self.normalizer.act_dim

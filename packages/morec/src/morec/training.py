@@ -79,7 +79,7 @@ class DynamicsRewardTrainer:
         hidden_sizes: Sequence[int] = (128, 128),
         discriminator_learning_rate: float = 3e-4,
         generator_learning_rate: float = 1e-3,
-        entropy_coefficient: float = 0.01,
+        entropy_coefficient: float = 0.1,
         snapshot_every: int = 50,
         max_snapshots: int = 120,
         horizon: int = 1,
@@ -154,7 +154,9 @@ class DynamicsRewardTrainer:
         state_action = torch.cat([state, action], dim=-1)
         mean, log_std = self.transition_generator(state_action)
         fake = state + self._sample(mean, log_std)
-        discriminator_loss, real_logits, fake_logits = self._discriminator_step(state_action, real, fake.detach())
+        discriminator_loss, real_logits, fake_logits = self._discriminator_step(
+            state_action, real, fake.detach()
+        )
         generator_loss = self._generator_step(state_action, fake, log_std)
         self.num_steps += 1
         if self.num_steps % self.snapshot_every == 0:

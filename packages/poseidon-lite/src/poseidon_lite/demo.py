@@ -28,17 +28,20 @@ class Preset:
     config: ScOTConfig
     fno_width: int = 20
     fno_modes: int = 8
-    num_pretraining: int = 64
+    num_pretraining: int = 256
     num_test: int = 32
     num_trajectories: tuple[int, ...] = (1, 2, 4, 8, 16)
     num_snapshots: int = 8
-    horizon: float = 0.5
+    horizon: float = 0.4
+    viscosity: float = 1e-2  # of the flow, and diffusivity of the tracer
+    sine_modes: int = 2
+    vortices: int = 4
     solver_steps: int = 10
-    pretraining_steps: int = 250
+    pretraining_steps: int = 300
     finetuning_steps: int = 60
-    batch_size: int = 32
+    batch_size: int = 16
     finetuning_batch_size: int = 16
-    pretraining_rate: float = 2e-3
+    pretraining_rate: float = 8e-3
     finetuning_rates: tuple[float, float, float] = (1e-3, 4e-3, 2e-3)  # body, embedding, time
     scratch_rate: float = 2e-3
     fno_rate: float = 4e-3
@@ -59,7 +62,7 @@ PRESETS = {
         batch_size=4,
         finetuning_batch_size=4,
     ),
-    "laptop": Preset(ScOTConfig.tiny(patch_size=4)),
+    "laptop": Preset(ScOTConfig.tiny(patch_size=4, window_size=4)),
     "paper": Preset(
         ScOTConfig.T(),
         fno_width=64,
@@ -67,6 +70,10 @@ PRESETS = {
         num_pretraining=2048,
         num_test=240,
         num_trajectories=(1, 2, 4, 8, 16, 32, 64, 128),
+        horizon=1.0,
+        viscosity=4e-4,
+        sine_modes=10,
+        vortices=100,
         solver_steps=80,
         pretraining_steps=40_000,
         finetuning_steps=4_000,
@@ -195,12 +202,14 @@ class _Run:
     def simulate(self, count: int, tracer: bool) -> Tensor:
         """Trajectories `(count, snapshots, 2 or 3, n, n)` on the device, half sines and half Gaussian vortices."""
         n, preset = self.preset.config.image_size, self.preset
-        sines = sine_vorticity(count // 2, n, generator=self.generator)
-        vortices = gaussian_vorticity(count - count // 2, n, generator=self.generator)
+        sines = sine_vorticity(count // 2, n, modes=preset.sine_modes, generator=self.generator)
+        vortices = gaussian_vorticity(
+            count - count // 2, n, vortices=preset.vortices, generator=self.generator
+        )
         vorticity = torch.cat([sines, vortices])[torch.randperm(count, generator=self.generator)]
         concentration = None
         if tracer:
-            concentration = gaussian_vorticity(count, n, vortices=6, generator=self.generator)
+            concentration = gaussian_vorticity(count, n, vortices=preset.vortices, generator=self.generator)
             concentration = concentration / concentration.std(dim=(1, 2), keepdim=True)
         parts = []
         for first in range(0, count, 64):
@@ -208,10 +217,10 @@ class _Run:
             fields = navier_stokes(
                 vorticity[chosen].float().to(self.device),
                 (self.times * preset.horizon).tolist(),
-                viscosity=1e-3,
+                viscosity=preset.viscosity,
                 num_steps=preset.solver_steps,
                 tracer=None if concentration is None else concentration[chosen].float().to(self.device),
-                diffusivity=1e-3,
+                diffusivity=preset.viscosity,
             )
             parts.append(fields)
         return torch.cat(parts)
@@ -259,7 +268,7 @@ class _Run:
         """AdamW with a cosine schedule and clipped gradients, the same for every arm."""
         preset = self.preset
         size = preset.batch_size if message.startswith("pretraining") else preset.finetuning_batch_size
-        optimizer = torch.optim.AdamW(groups, weight_decay=1e-6)
+        optimizer = torch.optim.AdamW(groups, weight_decay=1e-6, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
         model.train()
         for step in range(num_steps):

@@ -52,13 +52,13 @@ def speculative_generate(
     """Decode exactly as the full model does, drafting with its own first blocks.
 
     The sub-model of depth n drafts K tokens; the full model verifies them in one pass (arXiv 2309.08968,
-    section 3.4). Greedy: the longest prefix equal to the full model's choices is kept, then its own next
+    speculative decoding). Greedy: the longest prefix equal to the full model's choices is kept, then its own next
     token. Sampling: token x is kept with probability min(1, p_full(x) / p_draft(x)), and the first
     rejected one is drawn anew from max(0, p_full - p_draft), normalised (Chen et al., arXiv 2302.01318),
     so the text has the full model's distribution. K grows by 2 when all are kept and else shrinks by 1.
 
     Draft and verification share their work: the states h_n that the draft leaves behind go straight into
-    blocks n + 1..N, and there is one cache.
+    blocks n + 1..N, and there is one cache. Each round makes K n + N block calls for at most K + 1 tokens.
 
     Args:
         model: The model or its parts.
@@ -84,7 +84,9 @@ def speculative_generate(
     if input_ids.shape[0] != 1:
         raise ValueError(f"input_ids must hold one prompt, got a batch of {input_ids.shape[0]}")
     if not 1 <= draft_exit < num_layers:
-        raise ValueError(f"draft_exit must be in 1..{num_layers - 1} (below the full depth), got {draft_exit}")
+        raise ValueError(
+            f"draft_exit must be in 1..{num_layers - 1} (below the full depth), got {draft_exit}"
+        )
     if num_draft_tokens < 1:
         raise ValueError(f"num_draft_tokens must be at least 1, got {num_draft_tokens}")
     chooser = _Chooser(do_sample, temperature, generator)
@@ -132,7 +134,7 @@ def dynamic_generate(
     """Decode each token at the first exit that is sure of it.
 
     A token leaves at the first n in `exits` where max softmax(f_n(x)) >= tau_n, at the latest at N
-    (arXiv 2309.08968, section 3.4). With `exits=[N]` this is plain decoding with a cache.
+    (arXiv 2309.08968, instance-aware dynamic inference). With `exits=[N]` this is plain decoding with a cache.
 
     The blocks a token skipped still owe their keys and values to later tokens. `fill="exact"` lets its
     state wait in front of the first skipped block until some token goes deeper, then runs all that wait
@@ -354,4 +356,6 @@ def _check_prompt(parts: Parts, input_ids: Tensor, max_new_tokens: int, temperat
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     if any(layer.training for layer in parts.layers):
-        warnings.warn("the model is in training mode: dropout will act; call model.eval() first", stacklevel=3)
+        warnings.warn(
+            "the model is in training mode: dropout will act; call model.eval() first", stacklevel=4
+        )

@@ -14,7 +14,7 @@ def default_exits(num_layers: int, num_exits: int = 8) -> list[int]:
     """Choose the depths after which a model of `num_layers` blocks becomes a sub-model.
 
     B = round(linspace(0.3 N, N, num_exits)) without duplicates. At N = 40 this is the set
-    {12, 16, ..., 40} of Sorted LLaMA (arXiv 2309.08968, section 3).
+    {12, 16, ..., 40} of Sorted LLaMA (arXiv 2309.08968).
 
     Args:
         num_layers: N, the number of blocks of the full model.
@@ -47,7 +47,8 @@ def default_thresholds(exits: Sequence[int]) -> list[float]:
     """Choose the confidence at which each exit but the last lets a token go.
 
     Linear from 0.95 at the first exit to 0.70 at the last but one: the straight line through the
-    thresholds the paper found for LLaMA-2-13B (section 4.4).
+    thresholds the paper chose for LLaMA-2-13B. Confidence differs between models: where accuracy matters,
+    choose your own on held-out text.
 
     Args:
         exits: Increasing depths; the last one is the full model and needs no threshold.
@@ -138,8 +139,8 @@ class SortedSampler(Iterator[int]):
 class ExitHeads(nn.Module):
     """The early-exit baseline SFT+ICT: a head of its own for every exit, on a frozen model.
 
-    The paper's section 4.1 trains these one more epoch after ordinary fine-tuning. Each starts as a
-    copy of the shared head and costs V x D parameters; pass one to `sorted_loss` as `head`.
+    The paper trains these one more epoch after ordinary fine-tuning (its baseline "early exit"). Each
+    starts as a copy of the shared head and costs V x D parameters; pass one to `sorted_loss` as `head`.
 
     Args:
         head: The model's own head, with `weight` (V, D).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,14 +39,16 @@ def sorted_loss(
     Norm and head are shared by all exits and every parameter is trained.
 
     The supervised rows of all exits go through the head in chunks; each chunk leaves only its loss and
-    its part of the gradients. Extra memory is O(chunk_tokens V + |B| T D + V D), not O(|B| T V).
+    its part of the gradients. Extra memory is O(chunk_tokens V + |B| T D + V D), not O(|B| T V). The head
+    is read through its weight and bias: hooks on it, or adapters around it, are not seen.
 
     Args:
         hidden_states: N + 1 tensors (batch, length, D): the embedding, then the state after each block,
             as `output_hidden_states=True` gives them.
         labels: (batch, length) token ids, not shifted; -100 is not supervised.
         norm: The final norm; acts on the last dimension.
-        head: The language-model head, with `weight` (V, D) and optionally `bias` (V,).
+        head: The language-model head, with `weight` (V, D) and optionally `bias` (V,), whole on this device
+            (gather it first under FSDP or ZeRO-3).
         exits: Strictly increasing depths in 1..N.
         weights: One non-negative weight per exit, normalised to sum 1. Uniform if None.
         chunk_tokens: Rows of logits held at a time.
@@ -62,20 +65,22 @@ def sorted_loss(
     Raises:
         ValueError: If exits, weights, labels or shapes do not fit, if no token is supervised, or if
             hidden states and head differ in dtype (outside autocast) or device.
+        TypeError: If labels are not integers, or the head has no weight.
 
     Example:
         >>> states = [torch.zeros(1, 4, 8) for _ in range(3)]
         >>> labels = torch.tensor([[0, 1, 2, -100]])
         >>> head = nn.Linear(8, 16, bias=False)
         >>> loss = sorted_loss(states, labels, norm=nn.Identity(), head=head, exits=[1, 2])
-        >>> round(float(loss), 4)  # log(16): a zero state predicts nothing
+        >>> round(loss.item(), 4)  # log(16): a zero state predicts nothing
         2.7726
     """
-    _check_arguments(hidden_states, labels, head, exits, chunk_tokens)
+    weight = _weight_of(head)
+    _check_arguments(hidden_states, labels, weight, exits, chunk_tokens)
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
     supervised = (targets != IGNORE_INDEX).nonzero().squeeze(1)
     targets = targets[supervised]
-    _check_targets(targets, head.weight.shape[0])
+    _check_targets(targets, weight.shape[0])
 
     states = torch.stack([hidden_states[depth].flatten(0, 1)[supervised] for depth in exits])
     if last_is_normed and exits[-1] == len(hidden_states) - 1:
@@ -83,15 +88,16 @@ def sorted_loss(
     else:
         states = norm(states)
 
-    exit_weights = _normalised(weights, len(exits), states)
     divisor = num_items_in_batch if num_items_in_batch is not None else targets.numel()
+    exact_dtype = torch.promote_types(states.dtype, torch.float32)
+    shares = torch.tensor(_normalised(weights, len(exits)), dtype=exact_dtype, device=states.device)
     options = _Options(chunk_tokens, logit_scale, logit_softcap, torch.is_grad_enabled())
     loss, row_losses = _ChunkedCrossEntropy.apply(
         states.flatten(0, 1),
-        head.weight,
+        weight,
         getattr(head, "bias", None),
         targets.repeat(len(exits)),
-        (exit_weights / divisor).repeat_interleave(targets.numel()),
+        (shares / divisor).repeat_interleave(targets.numel()),
         options,
     )
     if return_per_exit:
@@ -117,8 +123,8 @@ def compute_sorted_loss(
     Args:
         model: A supported causal language model (see `adapter`), bare or wrapped in DistributedDataParallel.
         inputs: The batch, with `labels`.
-        return_outputs: Also return the model's outputs; their logits are those of the last position only
-            where the model can be told so.
+        return_outputs: Also return the model's outputs, as the trainer's evaluation wants them: with all
+            logits and without the hidden states. Otherwise only one position's logits are computed.
         num_items_in_batch: See `sorted_loss`. If it counts the tokens of all processes, multiply the
             result by their number, since gradients are averaged over processes.
         exits: See `sorted_loss`.
@@ -138,9 +144,9 @@ def compute_sorted_loss(
     parts = adapter(bare)
     inputs = dict(inputs)
     labels = inputs.pop("labels")
-    if "logits_to_keep" in inspect.signature(bare.forward).parameters:
-        inputs.setdefault("logits_to_keep", 1)
-    outputs = model(**inputs, output_hidden_states=True, use_cache=False)
+    if not return_outputs and "logits_to_keep" in inspect.signature(bare.forward).parameters:
+        inputs["logits_to_keep"] = 1
+    outputs = model(**{**inputs, "output_hidden_states": True, "use_cache": False})
     loss = sorted_loss(
         outputs.hidden_states,
         labels,
@@ -153,7 +159,9 @@ def compute_sorted_loss(
         logit_softcap=parts.logit_softcap,
         num_items_in_batch=num_items_in_batch,
     )
-    return (loss, outputs) if return_outputs else loss
+    if not return_outputs:
+        return loss
+    return loss, type(outputs)(**{key: value for key, value in outputs.items() if key != "hidden_states"})
 
 
 class _Options(NamedTuple):
@@ -168,7 +176,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     The gradient of the logits is known as soon as the logits are, so the forward pass turns each
     chunk of logits in place into its gradient and folds it into d rows and d weight. The backward
-    pass only scales them; no logits are kept or computed twice.
+    pass only scales them; no logits are kept or computed twice. What is kept is the gradient for row
+    weights of at most one, since weights of 1 / (|B| T) would underflow in half precision.
     """
 
     @staticmethod
@@ -189,6 +198,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             d_weight = _room(weight, exact_dtype, options.want_gradients and ctx.needs_input_grad[1])
             d_bias = _room(bias, exact_dtype, options.want_gradients and ctx.needs_input_grad[2])
             losses = torch.empty(len(rows), dtype=exact_dtype, device=rows.device)
+            largest = row_weights.amax()
+            relative_weights = (row_weights / largest).to(exact_dtype).unsqueeze(1)
             for start in range(0, len(rows), options.chunk_tokens):
                 chunk = slice(start, start + options.chunk_tokens)
                 inputs, wanted = rows[chunk].to(compute_dtype), targets[chunk].unsqueeze(1)
@@ -202,7 +213,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 losses[chunk] = (normaliser.log() - wanted_logits).squeeze(1)
                 if not options.want_gradients:
                     continue
-                scale = row_weights[chunk].unsqueeze(1).to(exact_dtype)
+                scale = relative_weights[chunk]
                 d_logits = logits.mul_(scale / normaliser).scatter_add_(1, wanted, -scale)
                 if slope is not None:
                     d_logits *= slope
@@ -213,7 +224,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     d_rows[chunk] = d_logits @ matrix
                 if d_weight is not None:
                     _accumulate(d_weight, d_logits, inputs)
-        ctx.gradients = (d_rows, d_weight, d_bias)
+                del logits, d_logits  # else the next chunk is made while this one is still held
+        ctx.gradients, ctx.scale = (d_rows, d_weight, d_bias), largest
         ctx.dtypes = tuple(None if tensor is None else tensor.dtype for tensor in (rows, weight, bias))
         ctx.mark_non_differentiable(losses)
         return (losses * row_weights).sum(), losses
@@ -221,8 +233,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        scale = d_loss * ctx.scale
         scaled = (
-            None if gradient is None else (gradient * d_loss).to(dtype)
+            None if gradient is None else (gradient * scale).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None)
@@ -255,21 +268,29 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
-def _normalised(weights: Sequence[float] | None, count: int, states: Tensor) -> Tensor:
-    dtype = torch.promote_types(states.dtype, torch.float32)
-    values = torch.as_tensor([1.0] * count if weights is None else weights, dtype=dtype, device=states.device)
-    if values.shape != (count,) or bool((values < 0).any()) or not bool(values.sum() > 0):
-        raise ValueError(f"weights must be {count} non-negative numbers, not all zero, got {weights}")
-    return values / values.sum()
+def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
+    values = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(values) != count or not all(0 <= weight < math.inf for weight in values) or sum(values) == 0:
+        raise ValueError(f"weights must be {count} finite non-negative numbers, not all zero, got {weights}")
+    return [weight / sum(values) for weight in values]
+
+
+def _weight_of(head: nn.Module) -> Tensor:
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"head must have a weight of shape (V, D), got {type(head).__name__}")
+    return weight
 
 
 def _check_arguments(
-    hidden_states: Sequence[Tensor], labels: Tensor, head: nn.Module, exits: Sequence[int], chunk_tokens: int
+    hidden_states: Sequence[Tensor], labels: Tensor, weight: Tensor, exits: Sequence[int], chunk_tokens: int
 ) -> None:
     check_exits(exits, len(hidden_states) - 1)
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    state, weight = hidden_states[exits[0]], head.weight
+    if labels.is_floating_point():
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    state = hidden_states[exits[0]]
     if state.dim() != 3 or labels.shape != state.shape[:2]:
         raise ValueError(
             "labels must be (batch, length) for hidden_states of (batch, length, D), "

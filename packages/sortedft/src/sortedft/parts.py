@@ -147,7 +147,9 @@ def adapter(model: nn.Module | Parts) -> Parts:
         return model
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
-        raise TypeError(f"model must be a decoder-only language model, got encoder-decoder {type(model).__name__}")
+        raise TypeError(
+            f"model must be a decoder-only language model, got encoder-decoder {type(model).__name__}"
+        )
     family = getattr(config, "model_type", None)
     if family not in _FAMILIES or getattr(model, "get_output_embeddings", lambda: None)() is None:
         raise TypeError(
@@ -156,7 +158,9 @@ def adapter(model: nn.Module | Parts) -> Parts:
         )
     attention = getattr(config, "_attn_implementation", "sdpa")
     if attention not in ("sdpa", "eager"):
-        raise ValueError(f"model must be loaded with attn_implementation 'sdpa' or 'eager', got {attention!r}")
+        raise ValueError(
+            f"model must be loaded with attn_implementation 'sdpa' or 'eager', got {attention!r}"
+        )
     return _hugging_face_parts(model, config, _FAMILIES[family])
 
 

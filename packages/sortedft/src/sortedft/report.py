@@ -44,9 +44,9 @@ def layer_report(
     *,
     parts: Parts | None = None,
 ) -> LayerReport:
-    """Measure every exit on held-out batches (the paper's section 5 and figures 4-5).
+    """Measure every exit on held-out batches: loss and accuracy, and the paper's figures 4-5.
 
-    Hold one batch's supervised logits of two exits at a time: 2 T V floats.
+    Memory beside the model's own: one batch's supervised logits of two exits at a time, 2 T V floats.
 
     Args:
         model: Called as `model(**inputs)`; must run its blocks once each.
@@ -73,12 +73,15 @@ def layer_report(
         supervised = targets != IGNORE_INDEX
         states = [state[supervised] for state in _states_after_blocks(model, inputs, parts)]
         full = torch.log_softmax(parts.logits(states[-1]), dim=-1)
-        measured = [_measure(parts, states[depth - 1], states[-1], full, targets[supervised]) for depth in exits]
+        measured = [
+            _measure(parts, states[depth - 1], states[-1], full, targets[supervised]) for depth in exits
+        ]
         totals += torch.stack(measured, dim=1).double().cpu()
         num_tokens += int(supervised.sum())
     if num_tokens == 0:
         raise ValueError("batches must supervise at least one token, got none")
-    return LayerReport(tuple(exits), *(totals / num_tokens), num_tokens=num_tokens)
+    loss, accuracy, kl_to_full, cosine_to_full = totals / num_tokens
+    return LayerReport(tuple(exits), loss, accuracy, kl_to_full, cosine_to_full, num_tokens)
 
 
 def _measure(parts: Parts, state: Tensor, full_state: Tensor, full: Tensor, targets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -135,11 +135,13 @@ class _Narrowed(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         weight, bias = _as_linear(self.full), getattr(self.full, "bias", None)
         if self.side == "out":
-            return nn.functional.linear(inputs, weight[: self.keep], None if bias is None else bias[: self.keep])
+            return nn.functional.linear(
+                inputs, weight[: self.keep], None if bias is None else bias[: self.keep]
+            )
         return nn.functional.linear(inputs, weight[:, : self.keep], bias)
 
 
-def _as_linear(projection: nn.Module) -> Tensor:
+def _as_linear(projection: Any) -> Tensor:
     """The weight as (out, in); GPT-2's Conv1D keeps it the other way round."""
     weight: Tensor = projection.weight
     return weight.T if hasattr(projection, "nf") else weight

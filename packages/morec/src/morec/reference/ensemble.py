@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ class GaussianEnsemble(nn.Module):
         num_members: E.
         num_elites: Members that are sampled: those with the lowest error on held-out data.
         hidden_sizes: Widths of the hidden layers.
-        generator: Randomness of the initial weights.
+        generator: Randomness of the initial weights; the model is built on its device.
     """
 
     input_mean: Tensor
@@ -50,8 +52,10 @@ class GaussianEnsemble(nn.Module):
         super().__init__()
         sizes = [obs_dim + act_dim, *hidden_sizes, 2 * (obs_dim + 1)]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
-            weight = torch.empty(num_members, inputs, outputs)
+        for inputs, outputs in pairwise(sizes):
+            weight = torch.empty(
+                num_members, inputs, outputs, device=None if generator is None else generator.device
+            )
             nn.init.trunc_normal_(weight, std=0.5 * inputs**-0.5, generator=generator)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(torch.zeros(num_members, 1, outputs)))
@@ -62,6 +66,7 @@ class GaussianEnsemble(nn.Module):
         self.register_buffer("target_mean", torch.zeros(obs_dim + 1))
         self.register_buffer("target_std", torch.ones(obs_dim + 1))
         self.register_buffer("elites", torch.arange(num_elites))
+        self.to(self.weights[0].device)
 
     def scaled(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled inputs, (E, B, S + A) or (B, S + A), to scaled mean and log variance, (E, B, S + 1)."""
@@ -93,7 +98,8 @@ class GaussianEnsemble(nn.Module):
         self, obs: Tensor, act: Tensor, *, resample: int = 2, generator: torch.Generator | None = None
     ) -> Tensor:
         """Sample every elite `resample` times: (elites * resample, B, S + 1)."""
-        return candidates_from_gaussian(*self(obs, act), self.elites, resample, generator)
+        mean, std = self(obs, act)
+        return candidates_from_gaussian(mean, std, self.elites, resample, generator)
 
 
 def fit_ensemble(
@@ -141,8 +147,13 @@ def fit_ensemble(
     num_held = max(1, int(holdout * len(inputs)))
     held, train = order[:num_held], order[num_held:]
     members, depth = len(model.weights[0]), len(model.weights)
-    decay = weight_decay or [OFFICIAL_WEIGHT_DECAY[math.ceil(index * 4 / max(1, depth - 1))] for index in range(depth)]
-    groups = [{"params": [weight], "weight_decay": value} for weight, value in zip(model.weights, decay, strict=True)]
+    decay = weight_decay or [
+        OFFICIAL_WEIGHT_DECAY[math.ceil(index * 4 / max(1, depth - 1))] for index in range(depth)
+    ]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight], "weight_decay": value}
+        for weight, value in zip(model.weights, decay, strict=True)
+    ]
     rest = [*model.biases, model.max_log_var, model.min_log_var]
     optimizer = torch.optim.Adam([*groups, {"params": rest}], lr=learning_rate)
     for step in range(num_steps):

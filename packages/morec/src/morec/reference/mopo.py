@@ -59,23 +59,27 @@ class ModelBuffer:
         capacity: Transitions kept per group.
         obs_dim: Number of state dimensions.
         act_dim: Number of action dimensions.
+        device: Where the transitions are kept.
     """
 
-    def __init__(self, num_groups: int, capacity: int, obs_dim: int, act_dim: int) -> None:
+    def __init__(
+        self, num_groups: int, capacity: int, obs_dim: int, act_dim: int, device: torch.device | None = None
+    ) -> None:
         self.capacity = capacity
-        self.size, self.position = torch.zeros(num_groups, dtype=torch.long), [0] * num_groups
+        self.size = torch.zeros(num_groups, dtype=torch.long, device=device)
+        self.position = [0] * num_groups
         self.columns = {
-            "obs": torch.zeros(num_groups, capacity, obs_dim),
-            "act": torch.zeros(num_groups, capacity, act_dim),
-            "next_obs": torch.zeros(num_groups, capacity, obs_dim),
-            "reward": torch.zeros(num_groups, capacity),
-            "terminal": torch.zeros(num_groups, capacity),
+            "obs": torch.zeros(num_groups, capacity, obs_dim, device=device),
+            "act": torch.zeros(num_groups, capacity, act_dim, device=device),
+            "next_obs": torch.zeros(num_groups, capacity, obs_dim, device=device),
+            "reward": torch.zeros(num_groups, capacity, device=device),
+            "terminal": torch.zeros(num_groups, capacity, device=device),
         }
 
     def add(self, group: int, transitions: dict[str, Tensor]) -> None:
         """Store transitions of one group, the oldest ones giving way."""
         count = min(len(transitions["obs"]), self.capacity)
-        rows = (self.position[group] + torch.arange(count)) % self.capacity
+        rows = (self.position[group] + torch.arange(count, device=self.size.device)) % self.capacity
         for name, column in self.columns.items():
             column[group, rows] = transitions[name][:count].to(column)
         self.position[group] = (self.position[group] + count) % self.capacity
@@ -83,9 +87,11 @@ class ModelBuffer:
 
     def sample(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Draw a batch for every group, each column (G, batch_size, ·); group g draws from its own generator."""
-        uniform = torch.stack([torch.rand(batch_size, generator=one) for one in generators])
+        uniform = torch.stack(
+            [torch.rand(batch_size, generator=one, device=one.device) for one in generators]
+        )
         rows = (uniform * self.size.unsqueeze(-1)).long()
-        groups = torch.arange(len(rows)).unsqueeze(-1)
+        groups = torch.arange(len(rows), device=rows.device).unsqueeze(-1)
         return {name: column[groups, rows] for name, column in self.columns.items()}
 
 
@@ -118,6 +124,7 @@ def train_in_models(
     rollout_every: int = 1000,
     rollout_transitions: int = 2000,
     capacity: int = 100_000,
+    schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler] = (),
     progress: Callable[[float], None] | None = None,
 ) -> None:
     """Train group g of the agent in arm g's model, all groups in step.
@@ -134,11 +141,13 @@ def train_in_models(
         rollout_every: Updates between refreshes of the model data.
         rollout_transitions: Model steps asked for per arm and refresh (fewer if rollouts end early).
         capacity: Model transitions kept per arm.
+        schedulers: Learning-rate schedules, stepped at every refresh.
         progress: Called with the share of updates done.
     """
     obs_dim, act_dim = arms[0].data["obs"].shape[1], arms[0].data["act"].shape[1]
-    real = ModelBuffer(len(arms), max(len(arm.data["obs"]) for arm in arms), obs_dim, act_dim)
-    imagined = ModelBuffer(len(arms), capacity, obs_dim, act_dim)
+    device = arms[0].data["obs"].device
+    real = ModelBuffer(len(arms), max(len(arm.data["obs"]) for arm in arms), obs_dim, act_dim, device)
+    imagined = ModelBuffer(len(arms), capacity, obs_dim, act_dim, device)
     for group, arm in enumerate(arms):
         real.add(group, arm.data)
         # Until a model transition survives the filter, an arm learns from what was logged.
@@ -148,6 +157,8 @@ def train_in_models(
         if update % rollout_every == 0:
             for group, arm in enumerate(arms):
                 imagined.add(group, _imagine(agent, group, arm, rollout_transitions))
+            for scheduler in schedulers if update else ():
+                scheduler.step()
         logged = real.sample(num_real, agent.generators)
         dreamt = imagined.sample(batch_size - num_real, agent.generators)
         agent.update({name: torch.cat([logged[name], dreamt[name]], dim=1) for name in logged})
@@ -157,7 +168,8 @@ def train_in_models(
 
 def _imagine(agent: GroupedSAC, group: int, arm: Arm, transitions: int) -> dict[str, Tensor]:
     generator = agent.generators[group]
-    starts = torch.randint(len(arm.data["obs"]), (max(1, transitions // arm.horizon),), generator=generator)
+    count, device = max(1, transitions // arm.horizon), generator.device
+    starts = torch.randint(len(arm.data["obs"]), (count,), generator=generator, device=device)
     return rollout(
         arm.sample_fn,
         lambda obs: agent.act_as(group, obs),

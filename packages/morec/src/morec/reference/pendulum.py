@@ -48,8 +48,9 @@ def uniform_states(
     count: int, *, max_speed: float, generator: torch.Generator | None = None, max_angle: float = math.pi
 ) -> Tensor:
     """States with uniform angle in [-max_angle, max_angle] and speed in [-max_speed, max_speed], (count, 2)."""
-    bounds = torch.tensor([max_angle, max_speed])
-    return (2 * torch.rand(count, 2, generator=generator) - 1) * bounds
+    device = None if generator is None else generator.device
+    bounds = torch.tensor([max_angle, max_speed], device=device)
+    return (2 * torch.rand(count, 2, generator=generator, device=device) - 1) * bounds
 
 
 def collect_logged(
@@ -65,11 +66,13 @@ def collect_logged(
     Returns:
         `obs`, `act`, `reward`, `next_obs`, and the true `state`, with N = episodes * steps rows.
     """
-    state = torch.rand(num_episodes, 2, generator=generator) - 0.5 + torch.tensor([math.pi, 0.0])
-    act = torch.zeros(num_episodes, 1)
+    device = None if generator is None else generator.device
+    hanging = torch.tensor([math.pi, 0.0], device=device)
+    state = hanging + torch.rand(num_episodes, 2, generator=generator, device=device) - 0.5
+    act = torch.zeros(num_episodes, 1, device=device)
     steps = []
     for _ in range(episode_length):
-        noise = torch.randn(num_episodes, 1, generator=generator)
+        noise = torch.empty_like(act).normal_(generator=generator)
         act = (0.8 * act + 0.3 * noise).clamp(-1, 1)
         following, reward = step(state, act)
         steps.append((observe(state), act, reward, observe(following), state))
@@ -89,7 +92,7 @@ def returns(policy: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
     Returns:
         Returns, shape (...).
     """
-    total = torch.zeros(states.shape[:-1])
+    total = torch.zeros_like(states[..., 0])
     for _ in range(EPISODE_LENGTH):
         states, reward = step(states, policy(observe(states)))
         total = total + reward

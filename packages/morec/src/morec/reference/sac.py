@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,14 @@ class _GroupedMLP(nn.Module):
         super().__init__()
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         generators = list(generators)
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in pairwise(sizes):
             bound = inputs**-0.5
             drawn = [
-                (2 * torch.rand(copies, inputs + 1, outputs, generator=generator) - 1) * bound
+                (
+                    2 * torch.rand(copies, inputs + 1, outputs, generator=generator, device=generator.device)
+                    - 1
+                )
+                * bound
                 for generator in generators
             ]
             weight, bias = torch.cat(drawn).split([inputs, 1], dim=1)
@@ -44,7 +49,7 @@ class GroupedSAC:
     Args:
         obs_dim: Number of state dimensions S.
         act_dim: Number of action dimensions A; actions are in [-1, 1].
-        generators: One random generator per group.
+        generators: One random generator per group; the agents live on their device.
         hidden_sizes: Hidden layers of actor and critics.
         actor_learning_rate: Adam's learning rate of actor and temperature.
         critic_learning_rate: Adam's learning rate of the critics.
@@ -74,7 +79,9 @@ class GroupedSAC:
         self.critic = _GroupedMLP(sizes, self.generators, copies=2)
         self.target = _GroupedMLP(sizes, self.generators, copies=2).requires_grad_(False)
         self.target.load_state_dict(self.critic.state_dict())
-        self.log_temperature = torch.zeros(self.num_groups, requires_grad=True)
+        self.log_temperature = torch.zeros(
+            self.num_groups, device=self.generators[0].device, requires_grad=True
+        )
         self.actor_optimizer = torch.optim.Adam(
             [*self.actor.parameters(), self.log_temperature], lr=actor_learning_rate, foreach=True
         )
@@ -99,7 +106,7 @@ class GroupedSAC:
                 hidden = torch.addmm(bias[group], hidden if index == 0 else hidden.relu(), weight[group])
             mean, log_std = hidden.chunk(2, dim=-1)
             if not deterministic:
-                noise = torch.randn(mean.shape, generator=self.generators[group])
+                noise = torch.empty_like(mean).normal_(generator=self.generators[group])
                 mean = mean + log_std.clamp(*self.log_std_range).exp() * noise
             return mean.tanh()
 
@@ -135,7 +142,9 @@ class GroupedSAC:
     def _sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self.actor(obs).chunk(2, dim=-1)
         log_std = log_std.clamp(*self.log_std_range)
-        noise = torch.stack([torch.randn(mean.shape[1:], generator=one) for one in self.generators])
+        noise = torch.empty_like(mean)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.normal_(generator=generator)
         raw = mean + log_std.exp() * noise
         log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         # log(1 - tanh(x)^2), without the cancellation

@@ -1,0 +1,111 @@
+"""Two processes with half of every batch each end with the classifier of one process with all of it."""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from gacil import AnalyticClassifier, joint_solution
+
+STEPS, GAMMA = 6, 0.3
+
+
+def global_batches():
+    generator = torch.Generator().manual_seed(0)
+    for step in range(STEPS):
+        x = torch.randn(20, 12, generator=generator, dtype=torch.float64)
+        yield x, torch.randint(1 + step, (20,), generator=generator)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+def check_stream(rank, engine):
+    """Reduce along the way, again without news, and after one rank has forgotten something for both."""
+    classifier = AnalyticClassifier(12, gamma=GAMMA, engine=engine)
+    seen = []
+    for step, (x, y) in enumerate(global_batches()):
+        seen.append((x, y))
+        classifier.partial_fit(x[rank::2], y[rank::2])
+        if step in (1, 3):
+            close(classifier.all_reduce().weight, joint(seen))
+    classifier.all_reduce().all_reduce()
+    close(classifier.weight, joint(seen))
+    labels = torch.cat([y for _, y in seen])
+    assert classifier.class_counts.tolist() == torch.bincount(labels).tolist()
+    assert int(classifier.num_samples) == len(labels)
+
+    restored = AnalyticClassifier(12, engine=engine)
+    restored.load_state_dict(classifier.state_dict())
+    if rank == 1:
+        restored.forget(*seen.pop())
+    else:
+        seen.pop()
+    close(restored.all_reduce().weight[:, : STEPS - 1], joint(seen))
+
+
+def joint(batches):
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return joint_solution(x, y, GAMMA)
+
+
+def check_uneven_ranks(rank):
+    """A rank that saw nothing, the other with classes the first has never met."""
+    x, y = list(global_batches())[-1]
+    classifier = AnalyticClassifier(12, gamma=GAMMA)
+    if rank == 1:
+        classifier.partial_fit(x, y)
+    close(classifier.all_reduce().weight, joint_solution(x, y, GAMMA))
+
+
+def check_disagreement(rank):
+    """Every rank hears of it, or the others would wait for ever."""
+    with pytest.raises(ValueError, match="of all ranks must have the same gamma"):
+        AnalyticClassifier(12, gamma=1.0 + rank).all_reduce()
+    with pytest.raises(ValueError, match="of all ranks must have the same in_features"):
+        AnalyticClassifier(12 + rank).all_reduce()
+
+
+def run_rank(rank, store):
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    try:
+        for engine in ("gram", "recursive"):
+            check_stream(rank, engine)
+        check_uneven_ranks(rank)
+        check_disagreement(rank)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
+def test_two_ranks_are_one(tmp_path):
+    store = str(tmp_path / "store")
+    command = [sys.executable, "-P", str(Path(__file__)), store]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    other = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        run_rank(0, store)
+        _, errors = other.communicate(timeout=60)
+    finally:
+        other.kill()
+    assert other.returncode == 0, errors
+
+
+@pytest.mark.parametrize("engine", ["gram", "recursive"])
+def test_without_a_process_group_nothing_happens(engine):
+    x, y = next(global_batches())
+    classifier = AnalyticClassifier(12, gamma=GAMMA, engine=engine).partial_fit(x, y)
+    before = classifier.weight.clone()
+    assert torch.equal(classifier.all_reduce().weight, before)
+
+
+if __name__ == "__main__":
+    run_rank(1, sys.argv[1])

@@ -1,0 +1,146 @@
+"""Sampling in one step, or in a few, and where to put the second."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from improvedct.noise import NoiseRange
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    shape: Sequence[int] | Tensor,
+    taus: Sequence[float] | None = None,
+    *,
+    clip: tuple[float, float] | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **cond: Any,
+) -> Tensor:
+    """Generate samples in as many evaluations as there are noise levels.
+
+    x = f(tau_1 z, tau_1), then for each further tau: x <- f(x + sqrt(tau^2 - sigma_min^2) z', tau)
+    (arXiv 2303.01469, algorithm 1). The paper's second level is 0.821 on CIFAR-10 and 1.526 on
+    ImageNet-64; find yours with `ternary_search_tau`.
+
+    Args:
+        model: A `Consistency` in evaluation mode, normally the average of `ema_update`.
+        shape: (B, ...) of the samples, or their standard normal noise z.
+        taus: Strictly decreasing noise levels; `(sigma_max,)`, one step, if None.
+        clip: Range the samples are clamped to after each evaluation.
+        generator: Source of the noise, on the device.
+        device: Where to sample, if `shape` is no tensor; where the model is, if None.
+        dtype: Likewise.
+        **cond: Passed on to the model.
+
+    Returns:
+        (B, ...) samples.
+
+    Raises:
+        ValueError: If taus do not decrease strictly within the noise range.
+    """
+    levels = check_taus(model, taus)
+    noise = (
+        shape if isinstance(shape, Tensor) else _noise_like_parameters(model, shape, generator, device, dtype)
+    )
+    return refine(model, levels[0] * noise, levels, clip=clip, generator=generator, **cond)
+
+
+def refine(
+    model: nn.Module,
+    noisy: Tensor,
+    levels: Sequence[float],
+    *,
+    clip: tuple[float, float] | None,
+    generator: torch.Generator | None,
+    replace: Callable[[Tensor], Tensor] | None = None,
+    **cond: Any,
+) -> Tensor:
+    """Evaluate at the first level, then add noise and evaluate again at each of the others."""
+    sigma_min = noise_range_of(model).sigma_min
+    x = noisy
+    for step, tau in enumerate(levels):
+        if step > 0:
+            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = x + math.sqrt(tau**2 - sigma_min**2) * noise
+        x = model(x, x.new_full((len(x),), tau), **cond)
+        if clip is not None:
+            x = x.clamp(*clip)
+        if replace is not None:
+            x = replace(x)
+    return x
+
+
+def ternary_search_tau(
+    metric: Callable[[float], float], low: float, high: float, *, num_steps: int = 8
+) -> tuple[float, float]:
+    """Find the noise level where a metric of one hump is smallest, by ternary search over ln tau.
+
+    Args:
+        metric: What two-step samples at this tau are worth, smaller is better; fix its noise.
+        low: Smallest level to try.
+        high: Largest level to try.
+        num_steps: Each calls the metric twice and leaves two thirds of the interval.
+
+    Returns:
+        The best level tried and its metric.
+
+    Raises:
+        ValueError: If not 0 < low < high, or num_steps < 1.
+
+    Example:
+        >>> tau, value = ternary_search_tau(lambda tau: abs(math.log(tau)), 0.1, 20.0, num_steps=20)
+        >>> round(tau, 2)
+        1.0
+    """
+    if not 0 < low < high:
+        raise ValueError(f"low and high must satisfy 0 < low < high, got {low} and {high}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    left, right = math.log(low), math.log(high)
+    tried: list[tuple[float, float]] = []
+    for _ in range(num_steps):
+        third = (right - left) / 3
+        lower, upper = (float(metric(math.exp(point))) for point in (left + third, right - third))
+        tried += [(lower, math.exp(left + third)), (upper, math.exp(right - third))]
+        left, right = (left, right - third) if lower < upper else (left + third, right)
+    value, tau = min(tried)
+    return tau, value
+
+
+def check_taus(model: nn.Module, taus: Sequence[float] | None) -> list[float]:
+    """The noise levels to sample at, after a look at them."""
+    noise_range = noise_range_of(model)
+    levels = [noise_range.sigma_max] if taus is None else [float(tau) for tau in taus]
+    inside = all(noise_range.sigma_min <= tau <= noise_range.sigma_max for tau in levels)
+    if not levels or not inside or any(a <= b for a, b in pairwise(levels)):
+        raise ValueError(
+            f"taus must decrease strictly within [{noise_range.sigma_min}, {noise_range.sigma_max}], got {taus}"
+        )
+    return levels
+
+
+def noise_range_of(model: Any) -> NoiseRange:
+    """The range of a model, bare or in DistributedDataParallel."""
+    found: NoiseRange = getattr(model, "module", model).noise_range
+    return found
+
+
+def _noise_like_parameters(
+    model: nn.Module,
+    shape: Sequence[int],
+    generator: torch.Generator | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    parameter = next(model.parameters(), torch.empty(0))
+    device, dtype = device or parameter.device, dtype or parameter.dtype
+    return torch.randn(tuple(shape), generator=generator, device=device, dtype=dtype)
