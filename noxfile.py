@@ -59,6 +59,7 @@ def run_tests(session, package):
     session.chdir(session.create_tmp())
     session.run(
         "python", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib",
+        "-o", "faulthandler_timeout=120", "-o", "faulthandler_exit_on_timeout=true",
         f"--config-file={tests}/pyproject.toml", f"--rootdir={tests}", "--doctest-modules",
         f"{tests}/tests", "--pyargs", module, *session.posargs,
     )  # fmt: skip

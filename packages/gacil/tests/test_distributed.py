@@ -13,6 +13,8 @@ import torch.distributed as dist
 from gacil import AnalyticClassifier, joint_solution
 
 STEPS, GAMMA = 6, 0.3
+LIMIT = timedelta(seconds=60)
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def global_batches():
@@ -72,31 +74,34 @@ def check_disagreement(rank):
         AnalyticClassifier(12 + rank).all_reduce()
 
 
-def run_rank(rank, store):
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    try:
-        for engine in ("gram", "recursive"):
-            check_stream(rank, engine)
-        check_uneven_ranks(rank)
-        check_disagreement(rank)
-    finally:
-        dist.destroy_process_group()
+def run_rank(rank, port):
+    store = dist.TCPStore("127.0.0.1", port, timeout=LIMIT)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=LIMIT)
+    for engine in ("gram", "recursive"):
+        check_stream(rank, engine)
+    check_uneven_ranks(rank)
+    check_disagreement(rank)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
-def test_two_ranks_are_one(tmp_path):
-    store = str(tmp_path / "store")
-    command = [sys.executable, "-P", str(Path(__file__)), store]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    other = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+def test_two_ranks_are_one():
+    """Two processes that meet at this one's store, which outlives both; neither can be waited for in vain."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": LOOPBACK}
+    command = [sys.executable, "-P", str(Path(__file__)), str(store.port)]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True, env=environment)
+        for rank in range(2)
+    ]
     try:
-        run_rank(0, store)
-        _, errors = other.communicate(timeout=60)
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=LIMIT.total_seconds())
+            assert rank.returncode == 0, errors
     finally:
-        other.kill()
-    assert other.returncode == 0, errors
+        for rank in ranks:
+            rank.kill()
 
 
 @pytest.mark.parametrize("engine", ["gram", "recursive"])
@@ -108,4 +113,4 @@ def test_without_a_process_group_nothing_happens(engine):
 
 
 if __name__ == "__main__":
-    run_rank(1, sys.argv[1])
+    run_rank(int(sys.argv[2]), int(sys.argv[1]))

@@ -1,10 +1,9 @@
-"""Two gloo processes: python ddp_worker.py STORE. Any wrong number ends it with an error."""
+"""One of two gloo processes: python ddp_worker.py PORT RANK. Any wrong number ends it with an error."""
 
-import multiprocessing
 import sys
+from datetime import timedelta
 
 import torch
-import torch._dynamo  # DistributedDataParallel imports it anyway, and here it is once for both processes
 from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -71,8 +70,10 @@ def check(ours, weights, statistics):
         )
 
 
-def main(rank, store):
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+def main(port, rank):
+    limit = timedelta(seconds=60)
+    store = distributed.TCPStore("127.0.0.1", port, timeout=limit)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=limit)
     batches = make_batches()
     mine = [(x.chunk(WORLD)[rank], y.chunk(WORLD)[rank]) for x, y in batches]
     per_rank = []
@@ -125,11 +126,4 @@ def main(rank, store):
 
 
 if __name__ == "__main__":
-    # Forked before torch has computed anything: one import of torch serves both.
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=main, args=(rank, sys.argv[1]), daemon=True) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-    sys.exit([process.exitcode for process in processes] != [0] * WORLD)
+    main(*map(int, sys.argv[1:]))

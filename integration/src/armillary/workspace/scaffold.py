@@ -42,7 +42,7 @@ demo = []
 $name = "$module.demo:demo"
 
 [dependency-groups]
-test = ["pytest>=8.3", "hypothesis>=6.100", "numpy>=1.26"]
+test = ["pytest>=9.0", "hypothesis>=6.100", "numpy>=1.26"]
 
 [tool.hatch.build.targets.wheel]
 packages = ["src/$module"]
