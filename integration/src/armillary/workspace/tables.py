@@ -158,14 +158,20 @@ def wanted(root: Path) -> dict[Path, str]:
 
 
 def refresh(root: Path) -> list[Path]:
-    """Write every generated file that is stale and return those."""
-    stale = [
-        (path, text) for path, text in wanted(root).items() if not path.exists() or path.read_text() != text
-    ]
-    for path, text in stale:
+    """Write every generated file that is stale, delete the pages of no package, and return all those."""
+    texts = wanted(root)
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return [path for path, _ in stale]
+        path.write_text(texts[path])
+    orphans = _orphans(root, texts)
+    for path in orphans:
+        path.unlink()
+    return stale + orphans
+
+
+def _orphans(root: Path, texts: dict[Path, str]) -> list[Path]:
+    return [path for path in sorted((root / "docs" / "pages" / "methods").glob("*.md")) if path not in texts]
 
 
 def stale(root: Path) -> list[str]:
@@ -176,9 +182,7 @@ def stale(root: Path) -> list[str]:
         for path, text in texts.items()
         if not path.exists() or path.read_text() != text
     ]
-    for path in (root / "docs" / "pages" / "methods").glob("*.md"):
-        if path not in texts:
-            out.append(f"{path.relative_to(root)} is the page of no package")
+    out += [f"{path.relative_to(root)} is the page of no package" for path in _orphans(root, texts)]
     for package in packages(root):
         for found in (package.evidence, package.speed):
             if found and found.version != package.project["version"]:
