@@ -62,7 +62,8 @@ def run_tests(session, package):
         "-o", "faulthandler_timeout=120", "-o", "faulthandler_exit_on_timeout=true",
         f"--config-file={tests}/pyproject.toml", f"--rootdir={tests}", "--doctest-modules",
         f"{tests}/tests", "--pyargs", module, *session.posargs,
-        env={"PYTHONDONTWRITEBYTECODE": ""},  # or every process that a test starts compiles torch anew
+        # Tests are many small tensors; and a process that one of them starts finds torch compiled.
+        env={"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""},
     )  # fmt: skip
 
 
