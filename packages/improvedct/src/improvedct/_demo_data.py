@@ -62,18 +62,18 @@ def digits(generator: torch.Generator) -> Data:
     return Data("digits", describe, measure, images[:1200], images[1200:], distance, is_image=True)
 
 
-def folder(path: str, generator: torch.Generator) -> Data:
+def folder(path: str, generator: torch.Generator, num_steps: int = 400) -> Data:
     """Images and labels of a safetensors file, the last fifth held out."""
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError("the paper preset needs safetensors: pip install safetensors") from error
+        raise ImportError("the paper preset needs safetensors: pip install 'improvedct[demo]'") from error
     tensors = load_file(path)
     images, labels = tensors["images"].float() / 127.5 - 1, tensors["labels"].long()
     order = torch.randperm(len(images), generator=generator)
     images, labels = images[order], labels[order]
     cut = len(images) * 4 // 5
-    distance = frechet_distance(images[:cut], labels[:cut], generator)
+    distance = frechet_distance(images[:cut], labels[:cut], generator, num_steps)
     measure = "Frechet distance in the features of a classifier of the training images"
     return Data("CIFAR-10", path, measure, images[:cut], images[cut:], distance, is_image=True, dropout=0.3)
 
@@ -86,7 +86,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 
 def frechet_distance(
-    images: Tensor, labels: Tensor, generator: torch.Generator
+    images: Tensor, labels: Tensor, generator: torch.Generator, num_steps: int = 400
 ) -> Callable[[Tensor, Tensor], float]:
     """Train a small classifier; return the Frechet distance in its penultimate features."""
     first, second, third = (
@@ -97,7 +97,7 @@ def frechet_distance(
     features = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU())
     network = nn.Sequential(features, third)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for _ in range(400):
+    for _ in range(num_steps):
         rows = torch.randint(len(images), (128,), generator=generator)
         noisy = images[rows] + 0.1 * torch.randn(images[rows].shape, generator=generator)
         loss = nn.functional.cross_entropy(network(noisy), labels[rows])

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from improvedct._demo_data import Data, digits, eight_gaussians, folder, two_moons
+from improvedct._demo_figures import grids, history_curve, level_curve, toy_curve
 from improvedct._demo_networks import MLP, UNet
-from improvedct.loss import consistency_loss, ema_update, pair_loss, squared_l2
+from improvedct.loss import consistency_loss, ema_update, squared_l2
 from improvedct.model import Consistency
-from improvedct.noise import (
-    NoiseRange,
-    Stage,
-    curriculum,
-    legacy_curriculum,
-    legacy_ema,
-    lognormal_index_probs,
-)
+from improvedct.noise import NoiseRange, Stage, curriculum, legacy_curriculum, legacy_ema
 from improvedct.sampling import sample, ternary_search_tau
 
 Progress = Callable[[float, str], None]
@@ -72,7 +65,7 @@ def demo(
 ) -> dict[str, Any]:
     """Train one network by the original recipe, by the improved one, and by the steps between.
 
-    `smoke` and `laptop` use points in the plane; `laptop` also 8 x 8 digits. `paper` trains on CIFAR-10
+    `smoke` uses two moons in the plane, `laptop` eight Gaussians and 8 x 8 digits. `paper` trains on CIFAR-10
     as the paper does (batch 1024, 400,000 steps, RAdam at 1e-4, dropout 0.3) on a safetensors file named
     by the environment variable IMPROVEDCT_CIFAR10, with `images` (B, 3, 32, 32) uint8 and `labels` (B,).
 
@@ -95,7 +88,12 @@ def demo(
     generator = torch.Generator().manual_seed(seed)
     plan = _plan(preset, generator)
     total = sum(scale.steps * len(recipes) * weight for _, scale, recipes, weight in plan)
-    spent, rows, curves, images = 0.0, [], [_toy_curve(seed), _level_curve()], []
+    spent, rows, curves, images = (
+        0.0,
+        [],
+        [toy_curve(seed, 30 if preset == "smoke" else 300), level_curve()],
+        [],
+    )
     for data, scale, recipes, weight in plan:
         table, histories = [], {}
         for name in recipes:
@@ -113,14 +111,14 @@ def demo(
             spent += share
             table.append({"name": f"{data.name}: {name}", "role": _role(name), **run.scores})
             histories[name] = run.history
-            images += _grids(data, name, run.samples) if name in (BASELINE, METHOD) else []
+            images += grids(data, name, run.samples) if name in (BASELINE, METHOD) else []
         rows += table
-        curves.append(_history_curve(data, histories))
+        curves.append(history_curve(data, histories))
     report(1.0, "done")
     return {
-        "claim": "Without an EMA teacher, with a Pseudo-Huber metric, lognormal noise levels, a doubling curriculum and "
-        "1/gap weights, consistency training from data alone gives far better one-step samples, and two steps are "
-        "better still.",
+        "claim": "Without an EMA teacher, with a Pseudo-Huber metric, lognormal noise levels, a doubling curriculum "
+        "and 1/gap weights, consistency training from data alone gives far better one-step samples, and two steps "
+        "are better still.",
         "setting": _setting(plan),
         "metrics": {
             "one_step": {"unit": "distance to held-out data x 1000", "better": "lower"},
@@ -154,15 +152,14 @@ Plan = list[tuple[Data, Scale, list[str], float]]
 def _plan(preset: str, generator: torch.Generator) -> Plan:
     """Data set, scale, recipes and the relative price of a step."""
     if preset == "smoke":
-        scale = Scale(60, 64, 1e-3, 40, 0.95, 3, 200)
-        return [(eight_gaussians(400, generator), scale, [BASELINE, METHOD], 1.0)]
+        scale = Scale(30, 64, 1e-3, 40, 0.95, 2, 200)
+        return [(two_moons(400, generator), scale, [BASELINE, METHOD], 1.0)]
     if preset == "laptop":
-        plane = Scale(3000, 256, 1e-3, 160, 0.998, 6, 2000)
-        image = Scale(3000, 256, 1e-3, 160, 0.998, 6, 1000)
+        plane = Scale(1000, 256, 1e-3, 160, 0.995, 5, 2000)
+        image = Scale(1700, 128, 1e-3, 160, 0.995, 5, 1000)
         return [
             (eight_gaussians(20_000, generator), plane, list(RECIPES), 1.0),
-            (two_moons(20_000, generator), plane, [BASELINE, METHOD], 1.0),
-            (digits(generator), image, [BASELINE, METHOD], 3.0),
+            (digits(generator), image, [BASELINE, METHOD], 2.0),
         ]
     path = os.environ.get("IMPROVEDCT_CIFAR10")
     if not path:
@@ -210,20 +207,18 @@ def _train(
     optimizer = torch.optim.RAdam(model.parameters(), lr=scale.learning_rate, foreach=True)
     training = data.training.to(device)
     history: dict[str, list[float]] = {"x": [], "y": []}
+    stage = _stage(recipe, _boundaries(recipe, 0, scale), device)
     for step in range(scale.steps):
         rows = torch.randint(len(training), (scale.batch,), generator=generator, device=device)
-        n = (
-            curriculum(step, scale.steps, s1=scale.s1)
-            if recipe.doubling
-            else legacy_curriculum(step, scale.steps)
-        )
+        n = _boundaries(recipe, step, scale)
+        if stage.n != n:
+            stage = _stage(recipe, n, device)
         loss = consistency_loss(
             model,
             training[rows],
-            n,
+            stage,
             target=None if recipe.without_ema else teacher,
             metric="huber" if recipe.huber else squared_l2,
-            index_probs=None if recipe.lognormal else torch.ones(n - 1),
             weight="inverse_gap" if recipe.doubling else "none",
             generator=generator,
             same_dropout=data.dropout > 0,
@@ -243,6 +238,16 @@ def _train(
     return _evaluate(data, average, scale, seed, history)
 
 
+def _boundaries(recipe: Recipe, step: int, scale: Scale) -> int:
+    if recipe.doubling:
+        return curriculum(step, scale.steps, s1=scale.s1)
+    return legacy_curriculum(step, scale.steps)
+
+
+def _stage(recipe: Recipe, n: int, device: str) -> Stage:
+    return Stage(n, index_probs=None if recipe.lognormal else torch.ones(n - 1), device=device)
+
+
 def _evaluate(
     data: Data, model: Consistency, scale: Scale, seed: int, history: dict[str, list[float]]
 ) -> Run:
@@ -253,9 +258,10 @@ def _evaluate(
 
     tau, _ = ternary_search_tau(on_training, 0.1, 10.0, num_steps=5)
     one, two = (_distance(data, model, scale, seed, taus) for taus in ((top,), (top, tau)))
+    count = 64 if data.is_image else 4000
     samples = {
-        "1 step": _draw(data, model, 100, seed, (top,)),
-        "2 steps": _draw(data, model, 100, seed, (top, tau)),
+        "1 step": _draw(data, model, count, seed, (top,)),
+        "2 steps": _draw(data, model, count, seed, (top, tau)),
     }
     scores = {"one_step": one, "two_step": two, "tau": tau, "floor": 1000 * data.floor}
     return Run(scores, history, samples)
@@ -286,120 +292,6 @@ def _network(data: Data, generator: torch.Generator) -> MLP | UNet:
         generator,
         residual=data.is_image,
     )
-
-
-# --- figures -----------------------------------------------------------------------------------------
-
-
-class Point(nn.Module):
-    """The paper's toy: f(x, sigma) = (sigma_min / sigma) x + (1 - sigma_min / sigma) theta, data at one point."""
-
-    def __init__(self, theta: float) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
-        self.noise_range = NoiseRange()
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        share = (self.noise_range.sigma_min / sigma).unsqueeze(1)
-        return share * x + (1 - share) * self.theta
-
-
-def _toy_error(n: int, decay: float, seed: int, steps: int = 300) -> float:
-    """How far theta ends from the data at 0, begun at 1, with Adam at 0.01."""
-    generator = torch.Generator().manual_seed(seed)
-    model, teacher = Point(1.0), Point(1.0)
-    stage = Stage(n, index_probs=torch.ones(n - 1), dtype=torch.float64)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    x = torch.zeros(32, 1, dtype=torch.float64)
-    for _ in range(steps):
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        index = stage.sample_indices(len(x), generator)
-        loss = pair_loss(
-            model,
-            x,
-            noise,
-            index,
-            stage,
-            target=teacher if decay else None,
-            metric=squared_l2,
-            same_dropout=False,
-        ).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        ema_update(teacher, model, decay)
-    return abs(model.theta.item())
-
-
-def _toy_curve(seed: int) -> dict[str, Any]:
-    grid = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
-    series = {
-        name: {"x": grid, "y": [max(_toy_error(n, decay, seed), 1e-6) for n in grid]}
-        for name, decay in {"no EMA": 0.0, "EMA teacher, 0.9": 0.9, "EMA teacher, 0.99": 0.99}.items()
-    }
-    return {
-        "title": "Data at one point: an EMA teacher pulls to its own past",
-        "x_label": "number of boundaries N",
-        "y_label": "error of theta after 300 steps",
-        "x_scale": "log",
-        "series": series,
-    }
-
-
-def _level_curve() -> dict[str, Any]:
-    stage = Stage(161, dtype=torch.float64)
-    log_levels = stage.sigmas.log()
-    middles, widths = ((log_levels[1:] + log_levels[:-1]) / 2).tolist(), log_levels.diff()
-    density = lognormal_index_probs(stage.sigmas) / widths
-    uniform = (1 / widths) / len(widths)
-    normal = [math.exp(-((x + 1.1) ** 2) / 8) / (2 * math.sqrt(2 * math.pi)) for x in middles]
-    return {
-        "title": "Where training spends its time (160 intervals)",
-        "x_label": "ln sigma",
-        "y_label": "density",
-        "series": {
-            "improved: discretised lognormal": {"x": middles, "y": density.tolist()},
-            "original: uniform over intervals": {"x": middles, "y": uniform.tolist()},
-            "normal(-1.1, 2)": {"x": middles, "y": normal},
-        },
-    }
-
-
-def _history_curve(data: Data, histories: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    return {
-        "title": f"One-step samples during training, {data.name}",
-        "x_label": "step",
-        "y_label": "distance x 1000",
-        "y_scale": "log",
-        "series": histories,
-    }
-
-
-def _grids(data: Data, name: str, samples: dict[str, Tensor]) -> list[dict[str, Any]]:
-    if not data.is_image:
-        return [_density(data, name, samples["1 step"])] if len(samples["1 step"]) >= 1000 else []
-    side = math.isqrt(data.training[0].numel() // (3 if data.training.dim() == 4 else 1))
-    grids = []
-    for steps, drawn in samples.items():
-        grey = drawn.float().cpu().view(len(drawn), -1, side, side).mean(1)[:64]
-        tiles = grey.view(8, 8, side, side).transpose(1, 2).reshape(8 * side, 8 * side)
-        grids.append(
-            {
-                "title": f"{data.name}: {name}, {steps}",
-                "values": tiles.tolist(),
-                "caption": "64 samples, not chosen",
-            }
-        )
-    return grids
-
-
-def _density(data: Data, name: str, points: Tensor) -> dict[str, Any]:
-    counts = torch.histogramdd(points.float().cpu(), bins=[40, 40], range=[-1.3, 1.3, -1.3, 1.3]).hist
-    return {
-        "title": f"{data.name}: {name}, 1 step",
-        "values": counts.tolist(),
-        "caption": "histogram of samples",
-    }
 
 
 def _role(name: str) -> str:

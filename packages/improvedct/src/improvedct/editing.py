@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from improvedct.sampling import check_taus, noise_range_of, refine
+from improvedct.sampling import check_taus, constant_level, noise_range_of, refine
 
 
 class LinearTransform(NamedTuple):
@@ -117,7 +117,7 @@ def interpolate(model: nn.Module, noise_a: Tensor, noise_b: Tensor, fractions: T
     arc = ((1 - steps) * angle).sin() * flat_a + (steps * angle).sin() * flat_b
     noise = (arc / angle.sin()).view(len(fractions) * len(noise_a), *noise_a.shape[1:])
     sigma_max = noise_range_of(model).sigma_max
-    samples: Tensor = model(sigma_max * noise, noise.new_full((len(noise),), sigma_max), **cond)
+    samples: Tensor = model(sigma_max * noise, constant_level(noise, sigma_max), **cond)
     return samples.view(len(fractions), *noise_a.shape)
 
 

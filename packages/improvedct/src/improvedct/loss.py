@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -114,7 +114,8 @@ def consistency_loss(
         n: Number of boundaries at this step, or a `Stage` made of it.
         target: The teacher; the model itself if None.
         metric: `"huber"`, or a function of (B, ...) and (B, ...) giving (B,).
-        index_probs: (n - 1,) probabilities of the intervals; lognormal if None.
+        index_probs: (n - 1,) probabilities of the intervals, in any scale; lognormal if None. A `Stage`
+            made once is faster.
         weight: `"inverse_gap"` for lambda = 1 / (sigma_{i+1} - sigma_i), `"none"` for 1.
         denoiser: Called as `denoiser(x, sigma)`, the mean of the data given x. Then this is consistency
             *distillation*: the lower neighbour is one Heun step down from the upper one.
@@ -129,13 +130,15 @@ def consistency_loss(
 
     Raises:
         TypeError: If x is not floating point.
-        ValueError: If n < 2, an option is unknown, or x has NaN.
+        ValueError: If n < 2, an option is unknown, x has NaN, or `index_probs` comes with a `Stage`.
     """
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point (scale images to [-1, 1]), got {x.dtype}")
     bare: Any = getattr(model, "module", model)
     if validate and not torch.compiler.is_compiling():
         check_data(x, bare.noise_range)
+    if isinstance(n, Stage) and index_probs is not None:
+        raise ValueError("index_probs must be None where n is a Stage, which has its own")
     stage = n if isinstance(n, Stage) else _stage(bare, n, index_probs, x)
     index = stage.sample_indices(len(x), generator)
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -187,14 +190,15 @@ def pair_loss(
     distance = metric if callable(metric) else pseudo_huber
     lower, upper = stage.sigmas[index], stage.sigmas[index + 1]
     noisy = x + _spread(upper, x) * noise
-    with _rewound(x.device, same_dropout and model.training) as rewind:
-        prediction = model(noisy, upper, **cond)
-        with torch.no_grad():
-            neighbour = (
-                x + _spread(lower, x) * noise if denoiser is None else _heun(denoiser, noisy, upper, lower)
-            )
-            rewind()
-            goal = (target or model)(neighbour, lower, **cond)
+    states = _random_states(x.device) if same_dropout and model.training else []
+    prediction = model(noisy, upper, **cond)
+    with torch.no_grad():
+        neighbour = (
+            x + _spread(lower, x) * noise if denoiser is None else _heun(denoiser, noisy, upper, lower)
+        )
+        for restore, state in states:
+            restore(state)
+        goal = (target or model)(neighbour, lower, **cond)
     per_sample = distance(prediction, goal.detach())
     if weight == "inverse_gap":
         per_sample = per_sample * stage.inverse_gaps[index]
@@ -268,19 +272,12 @@ def _heun(denoiser: Denoiser, x: Tensor, upper: Tensor, lower: Tensor) -> Tensor
     return x + (low - high) * (slope + (euler - denoiser(euler, lower)) / low) / 2
 
 
-@contextmanager
-def _rewound(device: torch.device, active: bool) -> Iterator[Callable[[], None]]:
-    """Yield a function that sets the default generators back to where they stand now."""
-    if not active:
-        yield lambda: None
-        return
-    backend = getattr(torch, device.type, None) if device.type != "cpu" else None
-    cpu_state = torch.get_rng_state()
-    device_state = backend.get_rng_state(device) if backend is not None else None
-
-    def rewind() -> None:
-        torch.set_rng_state(cpu_state)
-        if backend is not None and device_state is not None:
-            backend.set_rng_state(device_state, device)
-
-    yield rewind
+def _random_states(device: torch.device) -> list[tuple[Callable[[Tensor], None], Tensor]]:
+    """The default generators that dropout draws from, each as a function that sets its state and the state."""
+    states: list[tuple[Callable[[Tensor], None], Tensor]] = [(torch.set_rng_state, torch.get_rng_state())]
+    if device.type == "mps":
+        states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
+    elif device.type != "cpu":
+        backend = getattr(torch, device.type)
+        states.append((partial(backend.set_rng_state, device=device), backend.get_rng_state(device)))
+    return states

@@ -71,7 +71,8 @@ def refine(
         if step > 0:
             noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             x = x + math.sqrt(tau**2 - sigma_min**2) * noise
-        x = model(x, x.new_full((len(x),), tau), **cond)
+        # The model answers in float32 at least; a network of a shorter dtype wants its own again.
+        x = model(x, constant_level(x, tau), **cond).to(noisy.dtype)
         if clip is not None:
             x = x.clamp(*clip)
         if replace is not None:
@@ -126,6 +127,11 @@ def check_taus(model: nn.Module, taus: Sequence[float] | None) -> list[float]:
             f"taus must decrease strictly within [{noise_range.sigma_min}, {noise_range.sigma_max}], got {taus}"
         )
     return levels
+
+
+def constant_level(x: Tensor, tau: float) -> Tensor:
+    """One noise level for each of x, in float32 at least."""
+    return torch.full((len(x),), tau, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def noise_range_of(model: Any) -> NoiseRange:
