@@ -18,13 +18,19 @@ from lpinn.equations import (
     reaction,
     validate_points,
 )
-from lpinn.networks import EulerianNet, LagrangianNet, OfficialLagrangianNet, PeriodicFeatures, tanh_mlp
+from lpinn.networks import (
+    EulerianNet,
+    FourierState,
+    LagrangianNet,
+    OfficialLagrangianNet,
+    PeriodicFeatures,
+    tanh_mlp,
+)
 from lpinn.schedules import (
     TimePartition,
     Window,
     curriculum,
     extended_seq2seq,
-    interface_jump,
     seq2seq,
     xpinn_loss,
 )
@@ -32,6 +38,7 @@ from lpinn.solutions import exact_convection_diffusion, invert_map, spectral_bur
 
 __all__ = [
     "EulerianNet",
+    "FourierState",
     "HessianTop",
     "Jet",
     "LagrangianNet",
@@ -54,7 +61,6 @@ __all__ = [
     "fast_derivatives",
     "forward_derivatives",
     "hessian_top",
-    "interface_jump",
     "invert_map",
     "lagrangian_residuals",
     "loss_landscape",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lpinn.derivatives import Field, Jet
 from lpinn.equations import TransportPDE, burgers, convection, lpinn_loss, pinn_loss
-from lpinn.networks import EulerianNet, LagrangianNet, OfficialLagrangianNet, tanh_mlp
+from lpinn.networks import EulerianNet, FourierState, LagrangianNet, OfficialLagrangianNet, tanh_mlp
 from lpinn.schedules import TimePartition, curriculum, extended_seq2seq, seq2seq, xpinn_loss
 from lpinn.solutions import exact_convection_diffusion, spectral_burgers
 
@@ -42,19 +42,22 @@ def linear_wave(nu: float, speed: float) -> Wave:
     def reference(x: Tensor, t: Tensor) -> Tensor:
         return exact_convection_diffusion(torch.sin, speed, nu, x, t)
 
-    return Wave(convection(speed, nu), torch.sin, speed, 0.0, reference)
+    return Wave(convection(speed, nu), _sine(0.0), speed, 0.0, reference)
 
 
 def burgers_wave(nu: float, speed: float, reference_nu: float | None = None) -> Wave:
     """A steepening sine on a mean flow; inviscid Burgers needs a small viscosity in its reference."""
 
-    def u0(x: Tensor) -> Tensor:
-        return speed + torch.sin(x)
-
     def reference(x: Tensor, t: Tensor) -> Tensor:
-        return spectral_burgers(u0, nu if reference_nu is None else reference_nu, x, t)
+        viscosity = nu if reference_nu is None else reference_nu
+        return spectral_burgers(lambda x: speed + torch.sin(x), viscosity, x, t)
 
-    return Wave(burgers(nu), u0, speed, speed, reference)
+    return Wave(burgers(nu), _sine(speed), speed, speed, reference)
+
+
+def _sine(mean: float) -> FourierState:
+    x = torch.arange(8, dtype=torch.float64)[:, None] * (LENGTH / 8)
+    return FourierState(mean + torch.sin(x), LENGTH, num_modes=1).to(torch.get_default_dtype())
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ class Training:
         return x, t
 
     def labels(self) -> Tensor:
-        """Points of initial conditions and interfaces, shape `(64, 1)`."""
-        return torch.linspace(0, LENGTH, 65, device=self.device)[:-1, None]
+        """Points of initial conditions and interfaces, shape `(32, 1)`."""
+        return torch.linspace(0, LENGTH, 33, device=self.device)[:-1, None]
 
     def u_net(self) -> nn.Module:
         """A fresh state network."""
@@ -129,7 +132,7 @@ class Training:
         """Train for one of `num_stages` equal shares of the steps, on times `rescale`d from `[0, 1]`."""
         num_steps = self.num_steps // num_stages
         optimizer = torch.optim.Adam(
-            net.parameters(), lr=self.learning_rate, amsgrad=self.official, foreach=True
+            net.parameters(), lr=self.learning_rate, amsgrad=self.official, fused=True
         )
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
         points = self.points()
@@ -231,7 +234,7 @@ def train_seq2seq(training: Training, family: Family, speed: float) -> nn.Module
         labels = training.labels()
         with torch.no_grad():
             last = local(labels, torch.full_like(labels, window.end))
-        wave = replace(wave, u0=fourier_interpolant(last))
+        wave = replace(wave, u0=FourierState(last, LENGTH))
         net = copy.deepcopy(net)
         net.u0 = None if training.official else wave.u0
     return TimePartition(nets, windows)
@@ -263,16 +266,3 @@ class From(nn.Module):
     def jet(self, x: Tensor, t: Tensor, order: int = 2) -> Jet:
         """The state with its derivatives."""
         return self.net.jet(x, t - self.start, order)
-
-
-def fourier_interpolant(samples: Tensor, num_modes: int = 8) -> Callable[[Tensor], Tensor]:
-    """The smooth periodic function through equidistant samples `(N, 1)`, on points `(P, 1)`."""
-    spectrum = torch.fft.rfft(samples[:, 0])[: num_modes + 1] / len(samples)
-    harmonics = torch.arange(1, len(spectrum), dtype=samples.dtype, device=samples.device)
-    mean, cosines, sines = spectrum[0].real, 2 * spectrum[1:].real, -2 * spectrum[1:].imag
-
-    def state(x: Tensor) -> Tensor:
-        phase = x * (harmonics * (2 * math.pi / LENGTH))
-        return mean + (phase.cos() * cosines + phase.sin() * sines).sum(-1, keepdim=True)
-
-    return state

@@ -72,9 +72,9 @@ def fast_derivatives(mlp: nn.Module, features: Field | None, x: Tensor, t: Tenso
     layers = list(flatten(mlp))
     if not all(isinstance(layer, (nn.Linear, nn.Identity, *_RULES)) for layer in layers):
         return forward_derivatives(lambda x, t: mlp(features(x, t)), x, t, order)
-    inner = features.jet if hasattr(features, "jet") else None
-    jet = inner(x, t, order) if inner else forward_derivatives(features, x, t, order)
-    return propagate(layers, jet)
+    if hasattr(features, "jet"):
+        return propagate(layers, features.jet(x, t, order))
+    return propagate(layers, forward_derivatives(features, x, t, order))
 
 
 def forward_derivatives(field: Field, x: Tensor, t: Tensor, order: int = 2) -> Jet:
@@ -159,19 +159,19 @@ def _to_rows(jet: Jet) -> _Rows:
 
 
 def _to_jet(rows: _Rows) -> Jet:
-    d = rows.dimensions
-    slopes, seconds = rows.derivatives[: d + 1], rows.derivatives[d + 1 :]
-    space, time = slopes[:d].movedim(0, -1), slopes[d]
-    if len(seconds) == 0:
+    d, rest = rows.dimensions, rows.derivatives.unbind(0)
+    slopes, seconds = rest[: d + 1], rest[d + 1 :]
+    space, time = torch.stack(slopes[:d], dim=-1), slopes[d]
+    if not seconds:
         return Jet(rows.value, space, time, None)
-    entry = dict(zip(_pairs(d), seconds.unbind(0), strict=True))
+    entry = dict(zip(_pairs(d), seconds, strict=True))
     hessian = torch.stack([entry[min(i, j), max(i, j)] for i in range(d) for j in range(d)], dim=-1)
     return Jet(rows.value, space, time, hessian.unflatten(-1, (d, d)))
 
 
 def _linear(layer: nn.Linear, rows: _Rows) -> _Rows:
     value = F.linear(rows.value, layer.weight, layer.bias)
-    return rows._replace(value=value, derivatives=F.linear(rows.derivatives, layer.weight))
+    return _Rows(value, F.linear(rows.derivatives, layer.weight), rows.dimensions)
 
 
 def _activation(rule: Rule, rows: _Rows) -> _Rows:
@@ -182,7 +182,7 @@ def _activation(rule: Rule, rows: _Rows) -> _Rows:
     # At order 1 there are no second derivatives to pair up.
     for (i, j), bend in zip(_pairs(d), seconds, strict=False):
         derivatives.append(torch.addcmul(first * bend, second, slopes[i] * slopes[j]))
-    return rows._replace(value=value, derivatives=torch.stack(derivatives))
+    return _Rows(value, torch.stack(derivatives), d)
 
 
 def _pairs(dimensions: int) -> list[tuple[int, int]]:

@@ -153,7 +153,7 @@ def lagrangian_residuals(
     if diffusion not in ("exact", "label"):
         raise ValueError(f"diffusion must be 'exact' or 'label', got {diffusion!r}")
     x_order = pde.order if diffusion == "exact" else 1
-    x, u = _lagrangian_jets(net, x0, t, x_order, pde.order)
+    x, u = lagrangian_jets(net, x0, t, x_order, pde.order)
     state = u.time - pde.forcing(u.value, x.value, t)
     if u.hessian is not None:
         laplacian = _trace(u.hessian) if x.hessian is None else _physical_laplacian(x, u)
@@ -315,9 +315,10 @@ def validate_points(
     return torch.where(inside, x0, x0.remainder(length))
 
 
-def _lagrangian_jets(
+def lagrangian_jets(
     net: LagrangianField, x0: Tensor, t: Tensor, x_order: int, u_order: int
 ) -> tuple[Jet, Jet]:
+    """Jets of positions and states of any Lagrangian field."""
     if hasattr(net, "jets"):
         return net.jets(x0, t, x_order, u_order)
     d = x0.shape[1]

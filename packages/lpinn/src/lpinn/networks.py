@@ -80,9 +80,72 @@ class PeriodicFeatures(nn.Module):
             raise ValueError(
                 f"x must have {len(self._harmonics)} dimensions like length, got shape {tuple(x.shape)}"
             )
-        if x.dtype == self.frequencies.dtype:
+        if x.dtype == self.frequencies.dtype and x.device == self.frequencies.device:
             return self.frequencies
         return torch.tensor(self._harmonics, dtype=x.dtype, device=x.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PeriodicFeatures:
+        super()._apply(fn, recurse)
+        # `.double()` would keep the rounding of single precision, and with it a period that is slightly wrong.
+        if not self.frequencies.is_meta:
+            self.frequencies = self.frequencies.new_tensor(self._harmonics)
+        return self
+
+
+class FourierState(nn.Module):
+    """The smooth periodic state through equidistant samples: an initial state with derivatives in closed form.
+
+    Starts the next window of `seq2seq` from the last state of the one before. Any function of the points is an
+    initial state too, differentiated by `forward_derivatives`; this one costs a training step less.
+
+    Args:
+        samples: States on `arange(N) * length / N`, shape `(N, m)`.
+        length: Period.
+        num_modes: Harmonics to keep, default all that `N` samples resolve, `(N - 1) // 2`.
+
+    Raises:
+        ValueError: If `samples` is not a matrix or does not resolve `num_modes`.
+
+    Example:
+        >>> import torch
+        >>> from lpinn import FourierState
+        >>> grid = torch.arange(8)[:, None] * (torch.pi / 4)
+        >>> FourierState(3 + grid.sin())(torch.tensor([[1.0]]))  # 3 + sin 1
+        tensor([[3.8415]])
+    """
+
+    mean: Tensor
+    coefficients: Tensor
+
+    def __init__(self, samples: Tensor, length: float = 2 * math.pi, num_modes: int | None = None) -> None:
+        super().__init__()
+        if samples.ndim != 2 or len(samples) < 3:
+            raise ValueError(f"samples must have shape (N, m) with N >= 3, got {tuple(samples.shape)}")
+        resolved = (len(samples) - 1) // 2
+        num_modes = resolved if num_modes is None else num_modes
+        if not 1 <= num_modes <= resolved:
+            raise ValueError(f"num_modes must be between 1 and {resolved}, got {num_modes!r}")
+        self.features = PeriodicFeatures(length, num_modes)
+        spectrum = torch.fft.rfft(samples.detach().double(), dim=0)[: num_modes + 1] / len(samples)
+        coefficients = torch.cat([2 * spectrum[1:].real, -2 * spectrum[1:].imag])
+        self.register_buffer("mean", spectrum[0].real.to(samples.dtype))
+        self.register_buffer("coefficients", coefficients.to(samples.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The state at points `x (P, 1)`, shape `(P, m)`."""
+        waves = self.features(x, torch.zeros_like(x))[:, :-1]
+        return self.mean.to(x) + waves @ self.coefficients.to(x)
+
+    def jet(self, x: Tensor, order: int = 2) -> Jet:
+        """The state with its derivatives."""
+        waves = self.features.jet(x, torch.zeros_like(x), order)
+        coefficients = self.coefficients.to(x)
+        value = self.mean.to(x) + waves.value[:, :-1] @ coefficients
+        space = (waves.space[:, :-1, 0] @ coefficients)[..., None]
+        hessian = None
+        if waves.hessian is not None:
+            hessian = (waves.hessian[:, :-1, 0, 0] @ coefficients)[..., None, None]
+        return Jet(value, space, torch.zeros_like(value), hessian)
 
 
 def tanh_mlp(
@@ -164,7 +227,8 @@ class EulerianNet(nn.Module):
         if self.u0 is not None:
             jet = _add(_initial_jet(self.u0, y, order), _times_t(jet, t))
         # At fixed x the frame moves under the point: d/dt = d/dt|_y - V . d/dy.
-        return jet._replace(time=jet.time - (jet.space * self.frame_speed).sum(-1))
+        time = jet.time - (jet.space * self.frame_speed).sum(-1)
+        return Jet(jet.value, jet.space, time, jet.hessian)
 
 
 class LagrangianNet(nn.Module):
@@ -234,8 +298,8 @@ class LagrangianNet(nn.Module):
     def jets(self, x0: Tensor, t: Tensor, x_order: int = 2, u_order: int = 2) -> tuple[Jet, Jet]:
         """Positions and states with their derivatives in label and time."""
         velocity = fast_derivatives(self.x_net, self.features, x0, t, x_order)
-        velocity = velocity._replace(value=velocity.value + self.frame_speed)
-        x = _add(_identity_jet(x0, x_order), _times_t(velocity, t))
+        total = Jet(velocity.value + self.frame_speed, *velocity[1:])
+        x = _add(_identity_jet(x0, x_order), _times_t(total, t))
         u = fast_derivatives(self.u_net, self.features, x0, t, u_order)
         return x, (u if self.u0 is None else _add(_initial_jet(self.u0, x0, u_order), _times_t(u, t)))
 
@@ -322,8 +386,10 @@ def _identity_jet(x: Tensor, order: int) -> Jet:
 
 
 def _initial_jet(u0: InitialState, x: Tensor, order: int) -> Jet:
+    if hasattr(u0, "jet"):
+        return u0.jet(x, order)
     jet = forward_derivatives(lambda x, t: u0(x), x, torch.zeros_like(x[:, :1]), order)
-    return jet._replace(time=torch.zeros_like(jet.value))
+    return Jet(jet.value, jet.space, torch.zeros_like(jet.value), jet.hessian)
 
 
 def _times_t(jet: Jet, t: Tensor) -> Jet:

@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lpinn.derivatives import Field
 from lpinn.equations import TransportPDE, eulerian_residual
 
 Problem = TypeVar("Problem")
@@ -178,42 +177,28 @@ def xpinn_loss(
         raise ValueError(f"x must hold at least one point per window ({len(windows)}), got {len(x)}")
     if ic_u is not None and ic_x is None:
         raise ValueError("ic_x must be given with ic_u, got None")
+    edge = x if ic_x is None else ic_x
     fraction = (t - windows[0].start) / (windows[-1].end - windows[0].start)
-    points = x if ic_x is None else ic_x
-    terms = []
+    loss = x.new_zeros(())
+    ends: list[tuple[Tensor, Tensor]] = []  # of the window before: state and residual at its last time
     for window, net in zip(windows, partition.nets, strict=True):
         dealt = slice(window.index, None, len(windows))
-        residual = eulerian_residual(net, pde, x[dealt], window.rescale(fraction[dealt]))
-        terms.append(weights[0] * residual.square().mean() / len(windows))
-    if ic_u is not None:
-        start = torch.full_like(points[:, :1], windows[0].start)
-        terms.append(weights[1] * (partition.nets[0](points, start) - ic_u).square().mean())
-    for window, (before, after) in zip(windows[1:], pairwise(partition.nets), strict=True):
-        state, jump = interface_jump(before, after, pde, points, window.start)
-        terms += [weights[2] * state, weights[3] * jump]
-    return torch.stack(terms).sum()
-
-
-def interface_jump(
-    before: Field, after: Field, pde: TransportPDE, x: Tensor, time: float
-) -> tuple[Tensor, Tensor]:
-    """Mean squared mismatch of two subdomain networks at their common time (XPINN's interface terms).
-
-    Args:
-        before: Map `(x, t) -> u` of the earlier window.
-        after: Map of the later window.
-        pde: The equation.
-        x: Interface points, shape `(Q, d)`.
-        time: The common time.
-
-    Returns:
-        The state's squared distance from the average of both sides, summed over the sides, and the squared
-        jump of the residual; two scalars.
-    """
-    t = torch.full_like(x[:, :1], time)
-    state = before(x, t) - after(x, t)
-    residual = eulerian_residual(before, pde, x, t) - eulerian_residual(after, pde, x, t)
-    return state.square().mean() / 2, residual.square().mean()
+        start, end = (torch.full_like(edge[:, :1], time) for time in (window.start, window.end))
+        points = torch.cat([x[dealt], edge, edge])
+        times = torch.cat([window.rescale(fraction[dealt]), start, end])
+        sizes = [len(x[dealt]), len(edge), len(edge)]
+        inner, *residuals = eulerian_residual(net, pde, points, times).split(sizes)
+        states = net(torch.cat([edge, edge]), torch.cat([start, end])).chunk(2)
+        loss = loss + weights[0] * inner.square().mean() / len(windows)
+        if ends:
+            state, residual = ends.pop()
+            # Each side's squared distance from the average of both, summed: half the squared jump.
+            loss = loss + weights[2] * (state - states[0]).square().mean() / 2
+            loss = loss + weights[3] * (residual - residuals[0]).square().mean()
+        elif ic_u is not None:
+            loss = loss + weights[1] * (states[0] - ic_u).square().mean()
+        ends.append((states[1], residuals[1]))
+    return loss
 
 
 def _edges(duration: float, num_windows: int) -> list[float]:

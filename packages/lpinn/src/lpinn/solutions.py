@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lpinn.equations import LagrangianField, _lagrangian_jets
+from lpinn.equations import LagrangianField, lagrangian_jets
 
 
 def to_grid(x: Tensor, u: Tensor, grid: Tensor, length: float, labels: Tensor | None = None) -> Tensor:
@@ -90,18 +90,19 @@ def invert_map(net: LagrangianField, x: Tensor, t: Tensor, length: float, num_st
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps!r}")
     _check_length(length)
+    rounding = 4 * torch.finfo(x.dtype).eps
     with torch.no_grad():
         label = 2 * x - net(x, t)[0]
         low, high = label - length, label + length
         for _ in range(num_steps):
-            position, _ = _lagrangian_jets(net, label, t, 1, 1)
+            position, _ = lagrangian_jets(net, label, t, 1, 1)
             excess = position.value - x
+            if (excess.abs() <= rounding * (length + position.value.abs())).all():
+                break
             low, high = torch.where(excess < 0, label, low), torch.where(excess > 0, label, high)
             newton = label - excess / position.space[..., 0]
-            previous, inside = label, (newton >= low) & (newton <= high)
+            inside = (newton >= low) & (newton <= high)
             label = torch.where(inside, newton, (low + high) / 2)
-            if torch.equal(label, previous):
-                break
     return label
 
 
