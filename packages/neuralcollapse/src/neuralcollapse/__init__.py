@@ -1,7 +1,46 @@
-"""One sentence: what the method gives its user."""
+"""Neural-collapse metrics, streamed, and the near-features model that predicts how features collapse."""
 
 from importlib.metadata import version as _version
 
-__all__ = ["__version__"]
+from neuralcollapse.flow import Path, central_path
+from neuralcollapse.metrics import cdnv, nc1, nc2, nc3, nc4
+from neuralcollapse.meter import NCMeter, NCReport
+from neuralcollapse.model import (
+    Solution,
+    class_columns,
+    closed_form_w,
+    near_features,
+    objective,
+    ufm_minimizer,
+)
+from neuralcollapse.statistics import SecondPass, Stats, StreamingStats, class_stats
+from neuralcollapse.transfer import BlockSpectrum, predicted_spectrum, transfer, transfer_spectrum
+
+__all__ = [
+    "BlockSpectrum",
+    "NCMeter",
+    "NCReport",
+    "Path",
+    "SecondPass",
+    "Solution",
+    "Stats",
+    "StreamingStats",
+    "__version__",
+    "cdnv",
+    "central_path",
+    "class_columns",
+    "class_stats",
+    "closed_form_w",
+    "nc1",
+    "nc2",
+    "nc3",
+    "nc4",
+    "near_features",
+    "objective",
+    "predicted_spectrum",
+    "transfer",
+    "transfer_spectrum",
+    "ufm_minimizer",
+]
 
 __version__ = _version("neuralcollapse")

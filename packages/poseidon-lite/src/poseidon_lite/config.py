@@ -70,7 +70,9 @@ class ScOTConfig:
             raise ValueError(f"skip_blocks must not be negative, got {self.skip_blocks}")
         for width, heads in zip(self.widths, self.num_heads, strict=True):
             if heads < 1 or width % heads:
-                raise ValueError(f"num_heads must divide the stage widths {self.widths}, got {self.num_heads}")
+                raise ValueError(
+                    f"num_heads must divide the stage widths {self.widths}, got {self.num_heads}"
+                )
         coarsest = self.patch_size * 2 ** (len(self.depths) - 1)
         if self.image_size % coarsest:
             raise ValueError(
@@ -80,7 +82,9 @@ class ScOTConfig:
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
         if self.learn_residual and not self.use_conditioning:
-            raise ValueError("learn_residual must be False without conditioning: there is no time to evolve over")
+            raise ValueError(
+                "learn_residual must be False without conditioning: there is no time to evolve over"
+            )
         if self.learn_residual and self.in_channels < self.out_channels:
             raise ValueError(
                 f"in_channels must be at least out_channels ({self.out_channels}) to learn a residual, "

@@ -150,10 +150,15 @@ class WindowAttention(nn.Module):
         qkv_bias: Whether query and value have a bias.
     """
 
+    coordinates: Tensor
+    pair_index: Tensor
+    mask: Tensor | None
+
     def __init__(self, dim: int, num_heads: int, grid: int, window: int, shift: int, qkv_bias: bool) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.num_windows = math.ceil(grid / window) ** 2
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        # Only the shift mask tells windows apart; without it they are so many samples.
+        self.distinct_windows = math.ceil(grid / window) ** 2 if shift else 1
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
         self.continuous_position_bias_mlp = nn.Sequential(
             nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False)
@@ -161,7 +166,8 @@ class WindowAttention(nn.Module):
         self.query = nn.Linear(dim, dim, bias=qkv_bias)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=qkv_bias)
-        self.register_buffer("coordinates", relative_coordinates(window), persistent=False)
+        coordinates = relative_coordinates(window).to(torch.get_default_dtype())
+        self.register_buffer("coordinates", coordinates, persistent=False)
         self.register_buffer("pair_index", relative_index(window), persistent=False)
         mask = shift_mask(grid, window, shift) if shift else None
         self.register_buffer("mask", mask, persistent=False)
@@ -169,19 +175,19 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within windows: `(batch, windows, window**2, dim)` to the same shape."""
-        batch, windows, tokens, dim = x.shape
+        tokens, windows = x.shape[2], self.distinct_windows
         query, key, value = (
-            # Windows become heads, so that one bias of shape (1, windows * heads, ...) serves all samples.
-            layer(x).view(batch, windows, tokens, self.num_heads, -1).transpose(2, 3).flatten(1, 2)
+            # Distinct windows become heads, so that one bias of shape (windows * heads, ...) serves all samples.
+            layer(x).view(-1, windows, tokens, self.num_heads, self.head_dim).transpose(2, 3).flatten(1, 2)
             for layer in (self.query, self.key, self.value)
         )
         scale = self.logit_scale.clamp(max=math.log(100)).exp().repeat(windows, 1, 1)
         query = F.normalize(query, dim=-1) * scale.to(query.dtype)
         out = attend(query, F.normalize(key, dim=-1), value, self.position_bias().to(query.dtype))
-        return out.view(batch, windows, self.num_heads, tokens, -1).transpose(2, 3).reshape(x.shape)
+        return out.view(-1, windows, self.num_heads, tokens, self.head_dim).transpose(2, 3).reshape(x.shape)
 
     def position_bias(self) -> Tensor:
-        """Position bias plus shift mask, `(windows * heads, window**2, window**2)`.
+        """Position bias plus shift mask, `(distinct windows * heads, window**2, window**2)`.
 
         Without gradients it is computed once and kept until a weight of the bias network changes.
         """
@@ -202,11 +208,13 @@ class WindowAttention(nn.Module):
 
     def _compute_bias(self) -> Tensor:
         mlp = self.continuous_position_bias_mlp
-        table = 16 * torch.sigmoid(mlp(self.coordinates.to(mlp[0].weight.dtype)))
+        # Outside autocast, or a bias remembered there would stay rounded for whoever comes later.
+        with torch.autocast(self.coordinates.device.type, enabled=False):
+            table = 16 * torch.sigmoid(mlp(self.coordinates.to(next(mlp.parameters()).dtype)))
         tokens = self.pair_index.shape[0]
-        bias = table.t().index_select(1, self.pair_index.flatten()).view(1, self.num_heads, tokens, tokens)
+        bias = table.t().index_select(1, self.pair_index.flatten()).view(self.num_heads, tokens, tokens)
         if self.mask is None:
-            return bias.expand(self.num_windows, -1, -1, -1).flatten(0, 1)
+            return bias
         return (bias + self.mask.to(bias.dtype).unsqueeze(1)).flatten(0, 1)
 
 
@@ -228,6 +236,9 @@ class SwinV2Block(nn.Module):
         eps: Added to the variance by the norms.
         conditioned: Whether the norms depend on the lead time.
     """
+
+    order: Tensor
+    places: Tensor
 
     def __init__(
         self,
@@ -273,7 +284,7 @@ class SwinV2Block(nn.Module):
         return x + self.drop_path(self.layernorm_after(self.output["dense"](hidden), t))
 
     def _attend(self, x: Tensor) -> Tensor:
-        batch, tokens, dim = x.shape
+        batch, _, dim = x.shape
         windows = x
         if self.num_windows > 1:
             # One gather pads, rolls and cuts into windows; another puts everything back.
@@ -281,7 +292,7 @@ class SwinV2Block(nn.Module):
         attended = self.attention["self"](windows.view(batch, self.num_windows, -1, dim)).view(batch, -1, dim)
         if self.num_windows > 1:
             attended = attended.index_select(1, self.places)
-        return self.attention["output"]["dense"](attended)
+        return self.attention["output"]["dense"](attended)  # type: ignore[index]
 
 
 class ConvNeXtBlock(nn.Module):
@@ -355,6 +366,8 @@ class PatchUnmerging(nn.Module):
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """Unmerge tokens `(batch, grid**2, dim)` into `(batch, 4 * grid**2, dim / 2)`."""
         batch, tokens, dim = x.shape
-        corners = self.upsample(x).view(batch, self.grid, self.grid, 2, 2, dim // 2)  # row parity runs slowest
+        corners = self.upsample(x).view(
+            batch, self.grid, self.grid, 2, 2, dim // 2
+        )  # row parity runs slowest
         square = corners.transpose(2, 3).reshape(batch, 4 * tokens, dim // 2)
         return self.mixup(self.norm(square, t))

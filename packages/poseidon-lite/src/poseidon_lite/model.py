@@ -194,15 +194,15 @@ class ScOT(nn.Module):
 
         h = self.embeddings(field, t)
         skips = []
-        for stage in self.encoder["layers"]:
+        for stage in self.encoder["layers"]:  # type: ignore[attr-defined]
             z = stage(h, t)
             skips.append(z)
             h = stage.downsample(z + h, t) if hasattr(stage, "downsample") else z
         for level, blocks in enumerate(self.residual_blocks):
-            for block in blocks:
+            for block in blocks:  # type: ignore[attr-defined]
                 skips[level] = block(skips[level], t)
         h = skips.pop()
-        for stage in self.decoder["layers"]:
+        for stage in self.decoder["layers"]:  # type: ignore[attr-defined]
             h = stage(h, t)
             if hasattr(stage, "upsample"):
                 h = stage.upsample(h, t) + skips.pop()
@@ -225,7 +225,9 @@ class ScOT(nn.Module):
         if config.use_conditioning and t is None:
             raise ValueError("t must be given: the network is conditioned on the lead time, got None")
         if t is not None and t.shape != x.shape[:1]:
-            raise ValueError(f"t must have shape ({x.shape[0]},), one lead time per field, got {tuple(t.shape)}")
+            raise ValueError(
+                f"t must have shape ({x.shape[0]},), one lead time per field, got {tuple(t.shape)}"
+            )
         if pixel_mask is None:
             return
         output = (x.shape[0], config.out_channels, *x.shape[2:])
@@ -243,19 +245,14 @@ class ScOT(nn.Module):
 def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draw the weights that `module` itself owns, its children aside, as at the start of training.
 
-    Linear and convolution weights are normal with deviation 0.02 and their biases 0. That holds for the linear
-    maps inside time-conditioned norms too: at lead time 0 these put out zero, and every residual branch starts
-    almost closed. Transposed convolutions keep torch's uniform default.
+    Weights of linear maps and convolutions are normal with deviation 0.02, biases 0 (official code). That holds
+    for the linear maps inside time-conditioned norms too: at lead time 0 these put out zero, and every residual
+    branch starts almost closed.
     """
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         module.weight.normal_(std=0.02, generator=generator)
         if module.bias is not None:
             module.bias.zero_()
-    elif isinstance(module, nn.ConvTranspose2d):
-        bound = (module.weight.shape[1] * module.weight[0, 0].numel()) ** -0.5
-        module.weight.uniform_(-bound, bound, generator=generator)
-        if module.bias is not None:
-            module.bias.uniform_(-bound, bound, generator=generator)
 
 
 def rollout(
@@ -288,7 +285,9 @@ def rollout(
     """
     fractions = [1 / max(steps, 1)] * steps if isinstance(steps, int) else list(steps)
     if not fractions or any(fraction <= 0 for fraction in fractions):
-        raise ValueError(f"steps must be an int >= 1 or a non-empty list of positive fractions, got {steps!r}")
+        raise ValueError(
+            f"steps must be an int >= 1 or a non-empty list of positive fractions, got {steps!r}"
+        )
     predictions = []
     for fraction in fractions:
         prediction = model(x, t * fraction)

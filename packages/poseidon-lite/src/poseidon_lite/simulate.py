@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ def navier_stokes(
     num_steps: int,
     tracer: Tensor | None = None,
     diffusivity: float = 0.0,
+    forcing: Tensor | None = None,
 ) -> Tensor:
     """Solve the incompressible Navier-Stokes equations, and a passive tracer with them, for a batch of fields.
 
-    `d w/dt + u . grad w = nu * lap w`, `u = (d psi/dy, -d psi/dx)`, `-lap psi = w` on the periodic unit square;
+    `d w/dt + u . grad w = nu * lap w + f`, `u = (d psi/dy, -d psi/dx)`, `-lap psi = w` on the periodic unit square;
     the tracer obeys `d c/dt + u . grad c = kappa * lap c`. Fourier pseudo-spectral with the 2/3 rule; diffusion is
     exact (integrating factor), the rest classical Runge-Kutta of order four.
 
@@ -32,6 +34,7 @@ def navier_stokes(
         num_steps: Runge-Kutta steps between snapshots.
         tracer: Initial concentration of a passive tracer `(batch, n, n)`.
         diffusivity: Of the tracer.
+        forcing: Curl of a body force that is constant in time, `(n, n)` or `(batch, n, n)`. Its mean is dropped.
 
     Returns:
         Snapshots `(batch, len(times), 2, n, n)` of the velocity, or `(batch, len(times), 3, n, n)` with the tracer
@@ -48,8 +51,12 @@ def navier_stokes(
         raise ValueError(f"vorticity must have shape (batch, n, n), got {tuple(vorticity.shape)}")
     if tracer is not None and tracer.shape != vorticity.shape:
         raise ValueError(f"tracer must have the shape of vorticity, got {tuple(tracer.shape)}")
+    if forcing is not None and forcing.shape not in (vorticity.shape, vorticity.shape[1:]):
+        raise ValueError(
+            f"forcing must have shape (n, n) or (batch, n, n) of vorticity, got {tuple(forcing.shape)}"
+        )
     instants = [float(time) for time in times]
-    if not instants or instants[0] < 0 or any(b <= a for a, b in zip(instants, instants[1:], strict=False)):
+    if not instants or instants[0] < 0 or any(b <= a for a, b in pairwise(instants)):
         raise ValueError(f"times must be increasing and not negative, got {instants}")
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
@@ -57,9 +64,9 @@ def navier_stokes(
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
 
-    operators = _Operators(vorticity)
+    operators = _Operators(vorticity, forcing)
     fields = [vorticity] if tracer is None else [vorticity, tracer]
-    damping = torch.tensor([viscosity, diffusivity][: len(fields)]).to(vorticity).view(-1, 1, 1)
+    damping = vorticity.new_tensor([viscosity, diffusivity][: len(fields)]).view(-1, 1, 1)
     state = torch.fft.rfft2(torch.stack(fields, dim=1))
     state[:, 0, 0, 0] = 0
     snapshots, now = [], 0.0
@@ -68,46 +75,54 @@ def navier_stokes(
             state = _advance(state, operators, damping, (instant - now) / num_steps, num_steps)
             now = instant
         velocity = torch.fft.irfft2(operators.velocity(state[:, 0]), s=vorticity.shape[1:])
-        rest = torch.fft.irfft2(state[:, 1:], s=vorticity.shape[1:])
-        snapshots.append(torch.cat([velocity, rest], dim=1))
+        if tracer is not None:
+            velocity = torch.cat([velocity, torch.fft.irfft2(state[:, 1:], s=vorticity.shape[1:])], dim=1)
+        snapshots.append(velocity)
     return torch.stack(snapshots, dim=1)
 
 
 class _Operators:
-    """Wave numbers of an `n x n` grid and what follows from them."""
+    """Wave numbers of an `n x n` grid and what follows from them, and the forcing's modes."""
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, forcing: Tensor | None = None) -> None:
         n = like.shape[-1]
         self.size = (n, n)
-        # The Nyquist mode has no derivative on the grid; the 2/3 rule keeps it out of the products anyway.
         kx = torch.fft.fftfreq(n, 1 / n, dtype=like.dtype, device=like.device)[:, None]
         ky = torch.fft.rfftfreq(n, 1 / n, dtype=like.dtype, device=like.device)[None, :]
         self.keep = (kx.abs() < n / 3) & (ky < n / 3)
-        self.dx, self.dy = 2j * math.pi * kx, 2j * math.pi * ky
+        # The Nyquist mode has no derivative on the grid.
+        self.dx, self.dy = (2j * math.pi * torch.where(2 * k.abs() == n, 0, k) for k in (kx, ky))
         self.laplacian = -((2 * math.pi) ** 2) * (kx**2 + ky**2)
         self.inverse = -1 / torch.where(self.laplacian == 0, torch.ones_like(self.laplacian), self.laplacian)
+        self.forcing = None
+        if forcing is not None:
+            self.forcing = torch.fft.rfft2(forcing.to(like))
+            self.forcing[..., 0, 0] = 0
 
     def velocity(self, vorticity: Tensor) -> Tensor:
         """Fourier modes of the velocity `(batch, 2, ...)` from those of the vorticity `(batch, ...)`."""
         stream = self.inverse * vorticity
         return torch.stack([self.dy * stream, -self.dx * stream], dim=1)
 
-    def transport(self, state: Tensor) -> Tensor:
-        """Fourier modes of `-u . grad f` for every field `f` of the state `(batch, fields, ...)`."""
+    def change(self, state: Tensor) -> Tensor:
+        """Fourier modes of `-u . grad f`, plus the forcing, for every field `f` of the state `(batch, fields, ...)`."""
         state = state * self.keep
         velocity = torch.fft.irfft2(self.velocity(state[:, 0]), s=self.size).unsqueeze(1)
         gradient = torch.fft.irfft2(torch.stack([self.dx * state, self.dy * state], dim=2), s=self.size)
-        return -torch.fft.rfft2((velocity * gradient).sum(dim=2)) * self.keep
+        change = -torch.fft.rfft2((velocity * gradient).sum(dim=2)) * self.keep
+        if self.forcing is not None:
+            change[:, 0] += self.forcing
+        return change
 
 
 def _advance(state: Tensor, operators: _Operators, damping: Tensor, dt: float, num_steps: int) -> Tensor:
     half = torch.exp(damping * operators.laplacian * (dt / 2))
     full = half * half
     for _ in range(num_steps):
-        a = operators.transport(state)
-        b = operators.transport(half * (state + dt / 2 * a))
-        c = operators.transport(half * state + dt / 2 * b)
-        d = operators.transport(full * state + dt * half * c)
+        a = operators.change(state)
+        b = operators.change(half * (state + dt / 2 * a))
+        c = operators.change(half * state + dt / 2 * b)
+        d = operators.change(full * state + dt * half * c)
         state = full * (state + dt / 6 * a) + dt / 3 * half * (b + c) + dt / 6 * d
     return state
 

@@ -55,7 +55,9 @@ class All2AllPairs(Sequence[tuple[int, int]]):
             if allowed is None or (j - i) // step in allowed
         ]
         if not pairs:
-            raise ValueError(f"allowed must leave at least one pair of {num_snapshots} snapshots, got {allowed}")
+            raise ValueError(
+                f"allowed must leave at least one pair of {num_snapshots} snapshots, got {allowed}"
+            )
         self.num_snapshots = num_snapshots
         self.pairs = torch.tensor(pairs)
 
@@ -207,10 +209,7 @@ def relative_error(prediction: Tensor, target: Tensor, groups: Sequence[int], p:
     _check_fields(prediction, target, groups, p)
     error = ((prediction - target).abs() ** p).sum(dim=(2, 3)).split(list(groups), dim=1)
     size = (target.abs() ** p).sum(dim=(2, 3)).split(list(groups), dim=1)
-    ratios = [
-        e.sum(dim=1) / s.sum(dim=1).clamp_min(1e-10)
-        for e, s in zip(error, size, strict=True)
-    ]
+    ratios = [e.sum(dim=1) / s.sum(dim=1).clamp_min(1e-10) for e, s in zip(error, size, strict=True)]
     return 100 * torch.stack(ratios, dim=1) ** (1 / p)
 
 
@@ -221,6 +220,8 @@ def _check_fields(prediction: Tensor, target: Tensor, groups: Sequence[int], p: 
             f"got {tuple(prediction.shape)} and {tuple(target.shape)}"
         )
     if sum(groups) != target.shape[1] or any(size < 1 for size in groups):
-        raise ValueError(f"groups must be sizes that add up to {target.shape[1]} channels, got {tuple(groups)}")
+        raise ValueError(
+            f"groups must be sizes that add up to {target.shape[1]} channels, got {tuple(groups)}"
+        )
     if p not in (1, 2):
         raise ValueError(f"p must be 1 or 2, got {p}")

@@ -75,7 +75,9 @@ def load_poseidon(
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"path must be a safetensors file or a folder with model.safetensors, got {path}")
+        raise FileNotFoundError(
+            f"path must be a safetensors file or a folder with model.safetensors, got {path}"
+        )
     weights = convert_state_dict(load_file(file))
     stored = config if config is not None else _infer_config(weights, file.with_name("config.json"))
     wanted = replace(
@@ -101,7 +103,9 @@ def load_poseidon(
         told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"path must hold the weights of {wanted}, got {path} with weights {told}")
     model.to(weights["patch_recovery.mixup.weight"].dtype)
-    model.load_state_dict({name: model.state_dict()[name] if name in fresh else weights[name] for name in own})
+    model.load_state_dict(
+        {name: model.state_dict()[name] if name in fresh else weights[name] for name in own}
+    )
     return model
 
 
@@ -113,15 +117,17 @@ def _infer_config(weights: Mapping[str, Tensor], config_file: Path) -> ScOTConfi
     stages = _count(weights, "encoder.layers.{}.")
     blocks = "encoder.layers.{}.blocks."
     first = "encoder.layers.0.blocks.0."
+    telling = [first + "intermediate.dense.bias"]
+    telling += [blocks.format(i) + "0.attention.self.logit_scale" for i in range(stages)]
+    if absent := [name for name in telling if name not in weights]:
+        raise ValueError(f"path must hold the weights of a scOT network, missing: {', '.join(absent)}")
     inferred: dict[str, Any] = {
         "patch_size": projection.shape[-1],
         "in_channels": projection.shape[1],
         "out_channels": recovery.shape[0],
         "embed_dim": projection.shape[0],
         "depths": tuple(_count(weights, blocks.format(i) + "{}.") for i in range(stages)),
-        "num_heads": tuple(
-            len(weights[blocks.format(i) + "0.attention.self.logit_scale"]) for i in range(stages)
-        ),
+        "num_heads": tuple(len(weights[name]) for name in telling[1:]),
         "skip_blocks": tuple(_count(weights, f"residual_blocks.{i}." + "{}.") for i in range(stages)),
         "mlp_ratio": weights[first + "intermediate.dense.bias"].shape[0] / projection.shape[0],
         "qkv_bias": first + "attention.self.query.bias" in weights,
@@ -136,6 +142,8 @@ def _infer_config(weights: Mapping[str, Tensor], config_file: Path) -> ScOTConfi
             )
         same_name = ("image_size", "window_size", "drop_path_rate", "layer_norm_eps", "learn_residual")
         inferred.update({name: told[name] for name in same_name if name in told})
+        if not inferred["use_conditioning"]:
+            inferred["learn_residual"] = False  # the official code ignores the wish without a lead time
     return ScOTConfig(**inferred)
 
 
