@@ -55,7 +55,7 @@ def train(arm: Arm, task: Task, seed: int, device: str, progress: Progress) -> T
     epochs = task.epochs + length - task.length
     steps = len(task.x) // task.batch_size
     schedule = EpsSchedule(task.eps, steps, task.start, length)
-    optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rate, fused=True)
     milestones = [round(share * epochs) for share in task.milestones]
     decay = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.2)
     for epoch in range(epochs):

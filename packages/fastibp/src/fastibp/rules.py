@@ -110,15 +110,37 @@ def batch_norm(module: nn.Module, bounds: Bounds) -> Bounds:
 def _normalise(norm: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """BatchNorm of the nominal activations, and its scale and shift; updates the running buffers once."""
     if norm.training or norm.running_mean is None:
-        dims = [dim for dim in range(hidden.ndim) if dim != 1]
-        variance, mean = torch.var_mean(hidden, dims, correction=0)
+        mean, scale = _Statistics.apply(hidden, norm.eps)
     else:
-        variance, mean = norm.running_var, norm.running_mean
-    scale = torch.rsqrt(variance + norm.eps)
+        mean, scale = norm.running_mean, torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
     shift = -mean * scale if norm.bias is None else torch.addcmul(norm.bias, mean, scale, value=-1)
     return norm(hidden), scale, shift
+
+
+class _Statistics(torch.autograd.Function):
+    """Mean and `1 / sqrt(variance + eps)` of each channel over a batch.
+
+    BatchNorm's own kernel is several times as fast on CPU as `torch.var_mean` over its dimensions, but
+    passes no gradient through the statistics it returns; theirs is one multiply-add of the input.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        _, mean, inverse = torch.native_batch_norm(hidden, None, None, None, None, True, 0.0, eps)
+        ctx.save_for_backward(hidden, mean, inverse)
+        return mean, inverse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_mean: Tensor, grad_inverse: Tensor) -> tuple[Tensor, None]:
+        hidden, mean, inverse = ctx.saved_tensors
+        count = hidden.numel() // hidden.shape[1]
+        slope = -grad_inverse * inverse.pow(3) / count
+        offset = grad_mean / count - slope * mean
+        shape = (1, -1, *[1] * (hidden.ndim - 2))
+        return torch.addcmul(offset.view(shape), hidden, slope.view(shape)).to(hidden.dtype), None
 
 
 def _apply(module: nn.Module) -> Affine:

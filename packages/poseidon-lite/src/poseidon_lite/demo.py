@@ -158,8 +158,16 @@ def demo(
     if preset not in PRESETS:
         raise ValueError(f"preset must be 'smoke', 'laptop' or 'paper', got {preset!r}")
     run = _Run(PRESETS[preset], preset, seed, device, progress or (lambda fraction, message: None))
-    with torch.random.fork_rng(devices=[]):  # modules draw default weights before they get those of the seed
-        return run.result()
+    threads = torch.get_num_threads()
+    try:
+        if preset != "paper":
+            torch.set_num_threads(1)  # on fields this small, threads spend their time waiting for one another
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # modules draw default weights before they get those of the seed
+            return run.result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Run:

@@ -289,7 +289,9 @@ class SwinV2Block(nn.Module):
         if self.num_windows > 1:
             # One gather pads, rolls and cuts into windows; another puts everything back.
             windows = (F.pad(x, (0, 0, 0, 1)) if self.padded else x).index_select(1, self.order)
-        attended = self.attention["self"](windows.view(batch, self.num_windows, -1, dim)).view(batch, -1, dim)
+        attended = self.attention["self"](windows.view(batch, self.num_windows, -1, dim)).reshape(
+            batch, -1, dim
+        )
         if self.num_windows > 1:
             attended = attended.index_select(1, self.places)
         return self.attention["output"]["dense"](attended)  # type: ignore[index]

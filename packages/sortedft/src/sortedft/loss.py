@@ -302,7 +302,8 @@ def _check_arguments(
         raise ValueError(f"hidden_states must have the head's dtype {weight.dtype}, got {state.dtype}")
 
 
-@torch.compiler.disable  # reads numbers back, which the compiler of torch 2.4 cannot trace
+# It reads numbers back, which the compiler of torch 2.4 cannot trace.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _check_targets(targets: Tensor, vocabulary: int) -> None:
     if targets.numel() == 0:
         raise ValueError("labels must supervise at least one token, got -100 everywhere after the shift")
