@@ -57,6 +57,28 @@ def slow(preset="laptop", *, seed=0, device="cpu", progress=None):
         time.sleep(60)
     return RESULT
 
+def log(line):
+    with open(os.environ["RUN_LOG"], "a") as file:
+        file.write(line + "\\n")
+
+def meeting(preset="laptop", *, seed=0, device="cpu", progress=None):
+    log(f"meeting {{seed}}")
+    while len(pathlib.Path(os.environ["RUN_LOG"]).read_text().split()) < 4:
+        time.sleep(0.05)
+    return RESULT
+
+def deadly(preset="laptop", *, seed=0, device="cpu", progress=None):
+    log("deadly")
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+def deadly_once(preset="laptop", *, seed=0, device="cpu", progress=None):
+    log("deadly_once")
+    if pathlib.Path(os.environ["RUN_LOG"]).read_text().split().count("deadly_once") == 1:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    return RESULT
+
 def raising(preset="laptop", *, seed=0, device="cpu", progress=None):
     raise RuntimeError("the [bracketed] cause")
 

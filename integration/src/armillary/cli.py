@@ -16,10 +16,11 @@ from rich.markup import escape
 
 from armillary import __version__
 from armillary.catalog import UnknownMethodError, find, installed
+from armillary.cluster import ClusterError, ClusterExecutor
 from armillary.console import ProgressBars, failure_line, methods_table, print_results
 from armillary.contract import Failure, Preset, Run
 from armillary.report import write_report
-from armillary.runner import Job, LocalExecutor, finished, run_all
+from armillary.runner import Executor, Job, LocalExecutor, finished, run_all
 from armillary.storage import StorageError, Store, check_writable
 
 app = typer.Typer(
@@ -38,8 +39,8 @@ def main() -> None:
     """Entry point: every expected trouble is one clear line and an exit status."""
     try:
         app()
-    except (UnknownMethodError, StorageError) as error:
-        _exit(str(error), USAGE if isinstance(error, UnknownMethodError) else FAILED)
+    except (UnknownMethodError, StorageError, ClusterError) as error:
+        _exit(str(error), FAILED if isinstance(error, StorageError) else USAGE)
 
 
 @app.callback(invoke_without_command=True)
@@ -79,9 +80,16 @@ def run(
     folder: Annotated[Path, typer.Option("--out", help="Where results are kept.")] = Path(
         "armillary-results"
     ),
-    jobs: Annotated[int, typer.Option(min=1, help="How many demos at the same time.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many demos at the same time: 1 here, as many as fit on a cluster."),
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds until a demo counts as hanging.")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help='A Ray cluster to run on; "local" starts one on this machine.'),
     ] = None,
 ) -> None:
     """Run demos, keep each result, print the tables and write report.html.
@@ -95,25 +103,36 @@ def run(
             USAGE,
         )
     chosen = list(methods.values()) if all_ else find(names or [], methods)
-    _check_device(device)
+    if cluster is None:
+        _check_device(device)
     check_writable(folder)
     store = Store(folder)
     wanted = [Job(method, preset, seed, device) for method in chosen for seed in range(seeds)]
     outcomes: dict[Job, Run | Failure] = {job: kept for job in wanted if (kept := finished(store, job))}
     if outcomes:
         out.print(f"[dim]{len(outcomes)} of {len(wanted)} runs are there already[/]")
-    _run([job for job in wanted if job not in outcomes], store, jobs, timeout, outcomes)
+    if missing := [job for job in wanted if job not in outcomes]:
+        executor, workers = _executor(cluster, jobs, timeout, len(missing))
+        _run(missing, store, executor, workers, outcomes)
     _show(wanted, outcomes)
     out.print(f"report: {write_report(store)}", markup=False, soft_wrap=True)
     if any(isinstance(outcome, Failure) for outcome in outcomes.values()):
         raise typer.Exit(FAILED)
 
 
-def _run(
-    jobs: list[Job], store: Store, workers: int, timeout: float | None, outcomes: dict[Job, Run | Failure]
-) -> None:
+def _executor(
+    cluster: str | None, jobs: int | None, timeout: float | None, most: int
+) -> tuple[Executor, int]:
+    if cluster is not None:
+        return ClusterExecutor(cluster, timeout, jobs), min(jobs or most, most)
+    workers = jobs or 1
     threads = None if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
-    executor = LocalExecutor(timeout, threads)
+    return LocalExecutor(timeout, threads), workers
+
+
+def _run(
+    jobs: list[Job], store: Store, executor: Executor, workers: int, outcomes: dict[Job, Run | Failure]
+) -> None:
     try:
         with (
             ProgressBars(out, len(jobs)) as bars,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from armillary import machine
 from armillary.catalog import Method
@@ -55,6 +55,16 @@ def finished(store: Store, job: Job) -> Run | None:
     run = store.load(job.method.name, job.preset, job.seed)
     same = run is not None and run.version == job.method.version and run.device == job.device
     return run if same else None
+
+
+class Executor(Protocol):
+    """What runs a job: here in a process (`LocalExecutor`), or on a cluster."""
+
+    def __call__(self, job: Job, progress: Progress) -> Run | Failure:
+        """Run one job to its end, whatever that is."""
+
+    def stop(self) -> None:
+        """End what still runs."""
 
 
 class LocalExecutor:
@@ -105,14 +115,14 @@ class LocalExecutor:
             try:
                 result = check_result(answer["result"])
             except ContractError as error:
-                return _failure(job, seconds, "the result breaks the demo contract", str(error))
+                return failure(job, seconds, "the result breaks the demo contract", str(error))
             about = machine.describe(job.device)
             return Run(**job.facts, seconds=round(answer["seconds"], 2), machine=about, result=result)
         if expired.is_set():
-            return _failure(job, seconds, f"no result after {self.timeout:g} s", printed)
+            return failure(job, seconds, f"no result after {self.timeout:g} s", printed)
         if "error" in answer:
-            return _failure(job, seconds, answer["error"], answer["detail"])
-        return _failure(job, seconds, _how_it_ended(status), printed)
+            return failure(job, seconds, answer["error"], answer["detail"])
+        return failure(job, seconds, _how_it_ended(status), printed)
 
     def stop(self) -> None:
         """End every child now; no further one starts."""
@@ -150,7 +160,7 @@ class LocalExecutor:
 
 def run_all(
     jobs: Iterable[Job],
-    execute: Callable[[Job, Progress], Run | Failure],
+    execute: Executor,
     store: Store,
     *,
     workers: int = 1,
@@ -160,7 +170,7 @@ def run_all(
 
     Args:
         jobs: What to run.
-        execute: Runs one job, e.g. a `LocalExecutor`.
+        execute: Runs one job; is stopped at the end.
         store: Where outcomes are kept.
         workers: How many run at the same time.
         progress: Told every step, from the workers' threads.
@@ -181,8 +191,7 @@ def run_all(
                     yield job, outcome
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(execute, LocalExecutor):
-                execute.stop()
+            execute.stop()
 
 
 def _listen(child: subprocess.Popen[str], job: Job, progress: Progress) -> dict[str, Any]:
@@ -211,7 +220,15 @@ def _kill(child: subprocess.Popen[str]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _failure(job: Job, seconds: float, reason: str, detail: str) -> Failure:
+def failure(job: Job, seconds: float, reason: str, detail: str) -> Failure:
+    """A job that gave no result.
+
+    Args:
+        job: What was run.
+        seconds: How long it took to fail.
+        reason: One line.
+        detail: What is known besides: a traceback, or what was printed.
+    """
     return Failure(**job.facts, seconds=round(seconds, 2), reason=reason, detail=detail)
 
 
