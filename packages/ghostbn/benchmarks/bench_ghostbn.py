@@ -7,8 +7,8 @@ from torch import nn
 from ghostbn import GhostBatchNorm1d, GhostBatchNorm2d
 
 INPUTS = {  # size in words: shape, ghost size, rounds
-    "features 4096x256, ghost size 32": ((4096, 256), 32, 40),
     "images 1024x32x14x14, ghost size 64": ((1024, 32, 14, 14), 64, 15),
+    "features 4096x256, ghost size 32": ((4096, 256), 32, 40),
     "images 1000x32x14x14, ghost size 64, remainder 40": ((1000, 32, 14, 14), 64, 15),
     "images 256x64x7x7, ghost size 16, channels last": ((256, 64, 7, 7), 16, 40),
 }
