@@ -1,0 +1,101 @@
+"""Likelihoods of given text under emulated fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from emulatedft.deltas import Delta, Ensemble, check_prompt
+from emulatedft.streams import Model
+
+IGNORE_INDEX = -100
+
+
+@torch.no_grad()
+def eft_logprobs(
+    base: Model,
+    deltas: Delta | Sequence[Delta],
+    input_ids: Tensor,
+    labels: Tensor | None = None,
+    *,
+    attention_mask: Tensor | None = None,
+    prompt_length: int = 1,
+    top_p: float = 1.0,
+    vocab_size: int | None = None,
+    chunk_tokens: int = 256,
+) -> Tensor:
+    """Score given text, teacher-forced, for perplexities and multiple choice.
+
+    log p(labels_t | input_ids_<t) of arXiv 2310.12962, equation 4. Models with a cache read `chunk_tokens`
+    at a time, so that logits of the whole text are never held, and only as many positions are combined
+    at once: the peak is a few tensors (batch, chunk_tokens, V) in float32, whatever the length.
+
+    Args:
+        base: The guided model.
+        deltas: One or several.
+        input_ids: (batch, length) token ids, the prompt included.
+        labels: (batch, length) tokens to score, aligned with `input_ids` as Hugging Face does; -100 is
+            skipped. None scores the text itself.
+        attention_mask: (batch, length), 0 at padding on either side.
+        prompt_length: Number of leading tokens that are the guided model's prompt and are not scored. Deltas
+            with prompts of their own read those instead, then the rest of the text.
+        top_p: See `emulate`.
+        vocab_size: Number of tokens all models share, where some have more rows of padding than others.
+        chunk_tokens: Positions per pass.
+
+    Returns:
+        (batch, length) log-probabilities in nats; 0 where nothing is scored: the prompt, padding, the first
+        token after padding, and labels of -100.
+
+    Raises:
+        ValueError: If an argument is out of range, shapes differ, or vocabularies differ.
+
+    Example:
+        >>> uniform = lambda ids: torch.zeros(*ids.shape, 4)
+        >>> eft_logprobs(uniform, Delta(uniform, uniform), torch.tensor([[0, 3, 1]])).exp()
+        tensor([[1.0000, 0.2500, 0.2500]])
+    """
+    labels = input_ids if labels is None else labels
+    check_prompt("input_ids", input_ids, attention_mask, left=False)
+    if labels.shape != input_ids.shape:
+        raise ValueError(
+            f"labels must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(labels.shape)}"
+        )
+    if not 1 <= prompt_length <= input_ids.shape[1]:
+        raise ValueError(f"prompt_length must be in 1..{input_ids.shape[1]}, got {prompt_length}")
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+    mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
+    length = input_ids.shape[1]
+    ensemble = Ensemble(base, deltas, *_until(input_ids, mask, prompt_length), top_p, vocab_size)
+    wanted = _scored(labels, mask)
+    # Without a cache every pass would read the text from its start.
+    streams = [ensemble.base, *ensemble.guides.streams]
+    pass_tokens = chunk_tokens if all(stream.reader.keeps for stream in streams) else length
+    found = [torch.zeros(input_ids.shape[0], prompt_length, device=input_ids.device)]
+    for start in range(prompt_length, length, pass_tokens):
+        stop = min(start + pass_tokens, length)
+        # Position t is predicted at t - 1, so each pass ends one token before those it scores.
+        new = slice(max(start - 1, prompt_length), stop - 1)
+        ensemble.append(input_ids[:, new], None if mask is None else mask[:, new])
+        reading = ensemble.read(stop - start)
+        for offset in range(0, stop - start, chunk_tokens):
+            part = reading[offset : offset + chunk_tokens].scores()
+            first = start + offset
+            chosen = labels[:, first : first + part.shape[1], None].clamp_min(0)
+            found.append(part.gather(-1, chosen)[..., 0] - part.logsumexp(-1))
+    return torch.cat(found, dim=1).where(wanted, 0)
+
+
+def _until(ids: Tensor, mask: Tensor | None, length: int) -> tuple[Tensor, Tensor | None]:
+    return ids[:, :length], None if mask is None else mask[:, :length]
+
+
+def _scored(labels: Tensor, mask: Tensor | None) -> Tensor:
+    wanted = labels != IGNORE_INDEX
+    if mask is not None:
+        wanted = wanted & mask
+        wanted[:, 1:] &= mask[:, :-1]
+    return wanted
