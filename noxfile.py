@@ -168,3 +168,9 @@ def changed(session):
     for package in PACKAGES:
         if any(file.startswith(f"packages/{package}/") for file in files):
             session.notify(f"tests({package})")
+
+
+@nox.session
+def audit(session):
+    """Look up known vulnerabilities of everything in uv.lock (needs the network; not part of plain nox)."""
+    session.run("uv", "audit", "--frozen", external=True)
