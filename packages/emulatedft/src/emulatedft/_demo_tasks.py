@@ -1,0 +1,220 @@
+"""The models and texts of the demo: character models of the Python manual, or the paper's Llama-2."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from emulatedft._demo_model import CharacterModel
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Text to score: a prompt for base models, one for fine-tuned ones, and what both are to say."""
+
+    base_prompt: Tensor
+    ft_prompt: Tensor
+    response: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """Small and large models before and after fine-tuning, and held-out text in the fine-tuned style."""
+
+    small: Any
+    small_ft: Any
+    large: Any
+    large_ft: Any
+    held_out: list[Example]
+    num_prompts: int  # of the held-out examples, for decoding
+    num_new_tokens: int
+    setting: dict[str, Any]
+    dial: Dial | None = None
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A second behaviour, prompts to sample from, and the share of characters that tell the two apart."""
+
+    other_ft: Any
+    prompts: Tensor
+    capitals: Tensor  # (V,) whether a token is a capital
+    punctuation: Tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How big the character models and their training are."""
+
+    small: tuple[int, int]  # blocks and width
+    large: tuple[int, int]
+    small_steps: int
+    large_steps: int
+    tuning_steps: int
+    held_out: int
+    num_prompts: int
+    num_samples: int
+    num_new_tokens: int
+    context: int = 64
+    batch: int = 16
+
+
+SIZES = {
+    "smoke": Sizes((1, 32), (2, 64), 30, 30, 10, 8, 1, 4, 12),
+    "laptop": Sizes((2, 64), (4, 128), 800, 600, 200, 256, 6, 64, 48),
+}
+
+
+def python_manual(sizes: Sizes, generator: torch.Generator, device: str, report: Progress) -> Task:
+    """Pretrain on nine tenths of the manual's topics, fine-tune on a fifth of these in two styles."""
+    from pydoc_data.topics import topics
+
+    names = [sorted(topics)[index] for index in torch.randperm(len(topics), generator=generator)]
+    tenth, third = len(names) // 10, len(names) * 28 // 100
+    unseen, styled, raw = (
+        "\n\n".join(topics[name] for name in part)
+        for part in (names[:tenth], names[tenth:third], names[tenth:])
+    )
+    alphabet = sorted(set("".join(topics.values())) | set("".join(topics.values()).lower()))
+    index_of = {character: index for index, character in enumerate(alphabet)}
+
+    def encode(text: str) -> Tensor:
+        return torch.tensor([index_of[character] for character in text], device=device)
+
+    def model(shape: tuple[int, int]) -> CharacterModel:
+        return CharacterModel(len(alphabet), *shape, generator).to(device)
+
+    text, lower, bare = encode(raw), encode(styled.lower()), encode(_without_punctuation(styled))
+    small, large = model(sizes.small), model(sizes.large)
+    small_lower, small_bare, large_lower = model(sizes.small), model(sizes.small), model(sizes.large)
+    tuning = sizes.tuning_steps
+    jobs = [
+        ("small base", small, None, text, sizes.small_steps, 3e-3, 0.2),
+        ("large base", large, None, text, sizes.large_steps, 2e-3, 0.5),
+        ("small, lower case", small_lower, small, lower, tuning, 1e-3, 0.05),
+        ("small, no punctuation", small_bare, small, bare, tuning, 1e-3, 0.05),
+        ("large, lower case", large_lower, large, lower, tuning, 1e-3, 0.2),
+    ]
+    done = 0.0
+    for label, trained, origin, corpus, num_steps, learning_rate, share in jobs:
+        if origin is not None:
+            trained.load_state_dict(origin.state_dict())
+        stage = _stage(report, done, share, label)
+        _train(trained, corpus, num_steps, learning_rate, sizes, generator, stage)
+        done += share
+    held_out = [
+        Example(window[:, :1], window[:, :1], window[:, 1:])
+        for window in _windows(encode(unseen.lower()), sizes.held_out, sizes.context, generator).split(32)
+    ]
+    letters = torch.tensor([character.isupper() for character in alphabet], device=device)
+    marks = torch.tensor([character in string.punctuation for character in alphabet], device=device)
+    prompts = _windows(encode(unseen), sizes.num_samples, 16, generator)
+    few, many = (sum(each.numel() for each in trained.parameters()) for trained in (small, large))
+    return Task(
+        small=small.cached,
+        small_ft=small_lower.cached,
+        large=large.cached,
+        large_ft=large_lower.cached,
+        held_out=held_out,
+        num_prompts=sizes.num_prompts,
+        num_new_tokens=sizes.num_new_tokens,
+        setting={
+            "data": f"Python manual (pydoc_data.topics), {len(raw):,} characters to pretrain, {len(styled):,} of them "
+            f"lower-cased or without punctuation to fine-tune, {tenth} other topics held out",
+            "model": f"character-level Llama-style models of {few:,} and {many:,} parameters",
+            "budget": f"pretraining {sizes.small_steps} and {sizes.large_steps} steps, each fine-tuning "
+            f"{sizes.tuning_steps}, of {sizes.batch} windows of {sizes.context}; emulation trains nothing",
+        },
+        dial=Dial(small_bare.cached, prompts, letters, marks),
+    )
+
+
+def llama(device: str) -> Task:
+    """The paper's Llama-2 models, on questions and reference answers that the user provides."""
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise ImportError("the paper preset needs transformers: pip install 'emulatedft[hf]'") from error
+    names = ["SMALL_BASE", "SMALL_FT", "LARGE_BASE", "LARGE_FT", "EXAMPLES"]
+    found = {name: os.environ.get(f"EMULATEDFT_{name}", "") for name in names}
+    if not all(found.values()):
+        raise ValueError(
+            "the paper preset needs EMULATEDFT_SMALL_BASE, EMULATEDFT_SMALL_FT, EMULATEDFT_LARGE_BASE and "
+            "EMULATEDFT_LARGE_FT (models' folders) and EMULATEDFT_EXAMPLES (JSON lines with prompt and response)"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(found["SMALL_FT"])
+    examples = [json.loads(line) for line in Path(found["EXAMPLES"]).read_text().splitlines() if line.strip()]
+    options = {"dtype": torch.bfloat16, "device_map": device}
+    models = [AutoModelForCausalLM.from_pretrained(found[name], **options).eval() for name in names[:4]]
+
+    def ids(text: str, special: bool) -> Tensor:
+        return torch.tensor([tokenizer.encode(text, add_special_tokens=special)], device=device)
+
+    def encode(example: dict[str, str]) -> Example:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": example["prompt"]}], tokenize=False, add_generation_prompt=True
+        )
+        plain = f"Human: {example['prompt']}\n\nAssistant:"
+        return Example(ids(plain, True), ids(chat, False), ids(example["response"], False))
+
+    return Task(
+        *models,
+        held_out=[encode(example) for example in examples],
+        num_prompts=min(len(examples), 32),
+        num_new_tokens=256,
+        setting={
+            "data": f"{len(examples):,} questions and reference answers",
+            "model": ", ".join(found[name] for name in names[:4]),
+            "budget": "emulation trains nothing",
+        },
+    )
+
+
+def _train(
+    model: CharacterModel,
+    text: Tensor,
+    num_steps: int,
+    learning_rate: float,
+    sizes: Sizes,
+    generator: torch.Generator,
+    report: Progress,
+) -> None:
+    """AdamW under a cosine schedule with a short warm-up."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    warm_up = max(num_steps // 20, 1)
+    for step in range(num_steps):
+        decay = 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        optimizer.param_groups[0]["lr"] = learning_rate * min((step + 1) / warm_up, 1) * max(decay, 0.05)
+        batch = _windows(text, sizes.batch, sizes.context + 1, generator)
+        loss = cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 10 == 0:
+            report(step / num_steps, f"loss {loss.item() / math.log(2):.2f} bits")
+    model.eval()
+
+
+def _windows(text: Tensor, count: int, length: int, generator: torch.Generator) -> Tensor:
+    starts = torch.randint(len(text) - length, (count, 1), generator=generator)
+    return text[(starts + torch.arange(length)).to(text.device)]
+
+
+def _without_punctuation(text: str) -> str:
+    return text.translate(str.maketrans("", "", string.punctuation))
+
+
+def _stage(report: Progress, start: float, share: float, label: str) -> Progress:
+    return lambda fraction, message: report(start + share * fraction, f"{label}: {message}")

@@ -1,0 +1,395 @@
+"""Standalone decoding with caches for all models: one token at a time, or speculatively."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from emulatedft.deltas import Delta, Ensemble, Reading, check_deltas, check_prompt
+from emulatedft.distribution import small_scale
+from emulatedft.streams import Model
+
+Warp = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class EFTOutput:
+    """What was decoded.
+
+    Args:
+        tokens: (batch, new) the new tokens; padding after a row's end.
+        drafted: Tokens per row that the fine-tuned model drafted.
+        accepted: Drafted tokens per row that all unfinished rows kept.
+        base_calls: Forward passes of the guided model, the prompt's included.
+        tv: (batch, new) total variation between the fine-tuned model and the emulated distribution; None
+            without diagnostics, as are the next two.
+        kl: (batch, new) KL(emulated || guided model) in nats.
+        log_ratio: (batch, new) reward sum_i w_i log(ft_i / ref_i) of the tokens, in nats.
+    """
+
+    tokens: Tensor
+    drafted: int
+    accepted: int
+    base_calls: int
+    tv: Tensor | None = None
+    kl: Tensor | None = None
+    log_ratio: Tensor | None = None
+
+
+@torch.no_grad()
+def eft_generate(
+    base: Model,
+    deltas: Delta | Sequence[Delta],
+    input_ids: Tensor,
+    *,
+    max_new_tokens: int,
+    top_p: float = 1.0,
+    do_sample: bool = True,
+    warp: Warp | None = None,
+    generator: torch.Generator | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int | None = None,
+    suppress_tokens: Sequence[int] = (),
+    attention_mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    diagnostics: bool = False,
+) -> EFTOutput:
+    """Sample from emulated fine-tuning (arXiv 2310.12962, equation 4), one token at a time.
+
+    Token t is argmax(log p_t + g_t), where the Gumbel noise g_t is the t-th draw from the generator: a sample
+    from p_t, and the very one that `speculative_generate` makes with an equally seeded generator.
+
+    Args:
+        base: The guided model: of Hugging Face, a `CachedModel`, or a callable from ids to logits.
+        deltas: One or several.
+        input_ids: (batch, length) prompts of the guided model, padded on the left.
+        max_new_tokens: Tokens to generate at most.
+        top_p: Mass of the fine-tuned model's nucleus outside of which the base changes nothing; see `emulate`.
+        do_sample: Sample; else take the likeliest token.
+        warp: Maps logits (..., V) to logits, for temperature, top-k and the like. It is given the combined
+            distribution, and in speculative decoding the draft's.
+        generator: Source of randomness, on the device of `input_ids`; torch's own if None.
+        eos_token_id: Token or tokens that end a row.
+        pad_token_id: What follows a row's end; the first end token if None.
+        suppress_tokens: Never generated, such as the base's end token where the chat model has another.
+        attention_mask: (batch, length), 0 at padding (Hugging Face models only).
+        vocab_size: Number of tokens all models share, where some have more rows of padding than others.
+        diagnostics: Measure `tv`, `kl` and `log_ratio` of every token, before warping.
+
+    Returns:
+        The new tokens and what was measured.
+
+    Raises:
+        ValueError: If an argument is out of range, vocabularies differ, or logits are not finite.
+        TypeError: If a model is none of the three kinds.
+
+    Example:
+        >>> uniform = lambda ids: torch.zeros(*ids.shape, 4)
+        >>> lean = lambda ids: torch.tensor([0.0, 0.0, 0.0, 9.0]).expand(*ids.shape, 4)
+        >>> prompt = torch.tensor([[0]])
+        >>> eft_generate(uniform, Delta(lean, uniform), prompt, max_new_tokens=3, do_sample=False).tokens
+        tensor([[3, 3, 3]])
+    """
+    _check(input_ids, attention_mask, max_new_tokens)
+    ensemble = Ensemble(base, deltas, input_ids, attention_mask, top_p, vocab_size)
+    chooser = _Chooser(do_sample, warp, suppress_tokens, generator)
+    rows = _Rows(input_ids, eos_token_id, pad_token_id, diagnostics)
+    while len(rows) < max_new_tokens and not rows.finished:
+        reading = ensemble.read(1)
+        tokens = chooser.choose(reading.scores(), len(rows))
+        rows.add(tokens, reading)
+        ensemble.append(tokens)
+        chooser.forget(len(rows))
+    return rows.output(0, 0, ensemble.base.calls)
+
+
+@torch.no_grad()
+def speculative_generate(
+    base: Model,
+    deltas: Delta | Sequence[Delta],
+    input_ids: Tensor,
+    *,
+    max_new_tokens: int,
+    block: int = 8,
+    adaptive: bool = False,
+    rule: str = "coupled",
+    top_p: float = 1.0,
+    do_sample: bool = True,
+    warp: Warp | None = None,
+    generator: torch.Generator | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int | None = None,
+    suppress_tokens: Sequence[int] = (),
+    attention_mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    diagnostics: bool = False,
+) -> EFTOutput:
+    """Sample from emulated fine-tuning with few calls of the large model (arXiv 2310.12962, section 4.4).
+
+    The (first) fine-tuned model drafts a block of tokens; every other model then scores the block in one pass,
+    which gives the emulated distributions in hindsight. The draft is kept up to its first token that fails:
+
+    - `rule="coupled"`: draft and emulated distribution are sampled with the same Gumbel noise at each
+      position, and a token fails where the samples differ. The result is `eft_generate`'s, token for token.
+    - `rule="rejection"`: token x fails with probability 1 - min(1, p_eft(x) / p_draft(x)) and is then drawn
+      anew from max(0, p_eft - p_draft), normalised (Chen et al., arXiv 2302.01318). The distribution is
+      `eft_generate`'s; more tokens are kept.
+
+    The rows of a batch keep equally many tokens, those of the row that keeps the fewest. A block that is kept
+    whole gives no extra token: the emulated distribution after it would need the drafting model once more,
+    which may as well draft it.
+
+    Args:
+        base: The guided model: of Hugging Face, a `CachedModel`, or a callable from ids to logits.
+        deltas: One or several; the first one's fine-tuned model drafts.
+        input_ids: (batch, length) prompts of the guided model, padded on the left.
+        max_new_tokens: Tokens to generate at most.
+        block: Tokens to draft at a time.
+        adaptive: Draft 2 more after a block that was kept whole, 1 less after any other.
+        rule: `"coupled"` or `"rejection"`; the same if `do_sample` is false.
+        top_p: See `eft_generate`, as for all that follow.
+        do_sample: Sample; else take the likeliest token.
+        warp: Maps logits (..., V) to logits.
+        generator: Source of randomness.
+        eos_token_id: Token or tokens that end a row.
+        pad_token_id: What follows a row's end.
+        suppress_tokens: Never generated.
+        attention_mask: (batch, length), 0 at padding.
+        vocab_size: Number of tokens all models share.
+        diagnostics: Measure every token.
+
+    Returns:
+        The new tokens, and how many were drafted, accepted and how often the base was called.
+
+    Raises:
+        ValueError: If an argument is out of range, vocabularies differ, or logits are not finite.
+        TypeError: If a model is none of the three kinds.
+    """
+    _check(input_ids, attention_mask, max_new_tokens)
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+    if rule not in ("coupled", "rejection"):
+        raise ValueError(f"rule must be 'coupled' or 'rejection', got {rule!r}")
+    ensemble = Ensemble(base, deltas, input_ids, attention_mask, top_p, vocab_size)
+    chooser = _Chooser(do_sample, warp, suppress_tokens, generator)
+    coupled = rule == "coupled" or not do_sample
+    rows = _Rows(input_ids, eos_token_id, pad_token_id, diagnostics)
+    drafted = accepted = 0
+    while len(rows) < max_new_tokens and not rows.finished:
+        count = min(block, max_new_tokens - len(rows))
+        draft, draft_logits = _draft(ensemble, chooser, count, len(rows), coupled)
+        reading = ensemble.read(count, {ensemble.guides.fine_tuned[0]: draft_logits})
+        if coupled:
+            tokens = chooser.choose(reading.scores(), len(rows))
+            passed = tokens == draft
+        else:
+            tokens, passed = chooser.accept(draft, draft_logits, reading.scores())
+        kept = int((passed | rows.ended[:, None]).long().cumprod(1).sum(1).min())
+        drafted, accepted = drafted + count, accepted + kept
+        length = min(kept + 1, count)
+        # All but the last of these are the draft's, so caches of them stand.
+        ensemble.crop(len(rows) + length - 1)
+        ensemble.append(tokens[:, length - 1 : length])
+        rows.add(tokens[:, :length], reading[:length])
+        chooser.forget(len(rows))
+        if adaptive:
+            block = block + 2 if kept == count else max(1, block - 1)
+    return rows.output(drafted, accepted, ensemble.base.calls)
+
+
+def sweep(
+    base: Model,
+    deltas: Delta | Sequence[Delta],
+    weights: Sequence[Sequence[float]],
+    input_ids: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    **options: object,
+) -> Iterator[tuple[tuple[float, ...], EFTOutput]]:
+    """Turn the dials: decode with each setting of the deltas' weights (arXiv 2310.12962, section 4.3).
+
+    With two deltas and weights (l, 1 - l) this interpolates between two behaviours at test time. All
+    settings use the same randomness, so that only the dial changes between them.
+
+    Args:
+        base: The guided model.
+        deltas: One or several; their own weights are replaced.
+        weights: Settings: for each, one weight per delta.
+        input_ids: (batch, length) prompts.
+        generator: Source of randomness. Each setting starts from its present state.
+        **options: Of `eft_generate`, such as `max_new_tokens`.
+
+    Yields:
+        The setting and what was decoded with it.
+
+    Raises:
+        ValueError: If a setting has not one finite weight per delta.
+
+    Example:
+        >>> uniform = lambda ids: torch.zeros(*ids.shape, 4)
+        >>> lean = lambda ids: torch.tensor([0.0, 0.0, 1.0, 1.5]).expand(*ids.shape, 4)
+        >>> dials = sweep(uniform, Delta(lean, uniform), [[-1.0], [1.0]], torch.tensor([[0]]),
+        ...               max_new_tokens=1, do_sample=False)
+        >>> [(weights, output.tokens.item()) for weights, output in dials]
+        [((-1.0,), 0), ((1.0,), 3)]
+    """
+    found = check_deltas(deltas)
+    for setting in weights:
+        if len(setting) != len(found):
+            raise ValueError(
+                f"weights must have {len(found)} numbers in each setting (one per delta), got {len(setting)}"
+            )
+    state = None if generator is None else generator.get_state()
+    for setting in weights:
+        turned = [replace(delta, weight=weight) for delta, weight in zip(found, setting, strict=True)]
+        source = None if generator is None else torch.Generator(generator.device).set_state(state)
+        yield tuple(setting), eft_generate(base, turned, input_ids, generator=source, **options)  # type: ignore[arg-type]
+
+
+class _Chooser:
+    """How logits become tokens."""
+
+    def __init__(
+        self,
+        do_sample: bool,
+        warp: Warp | None,
+        suppress_tokens: Sequence[int],
+        generator: torch.Generator | None,
+    ) -> None:
+        self.do_sample, self.warp, self.generator = do_sample, warp, generator
+        self.suppressed = list(suppress_tokens)
+        self._noise: dict[int, Tensor] = {}
+        self._drawn = 0
+
+    def choose(self, scores: Tensor, start: int) -> Tensor:
+        """Tokens (batch, K) of logits (batch, K, V) at positions `start` and on, by each position's own noise."""
+        scores = self._warped(scores)
+        if self.do_sample:
+            scores = scores + self._gumbel(scores, start)
+        return scores.argmax(-1)
+
+    def forget(self, start: int) -> None:
+        """Drop the noise of positions before `start`."""
+        self._noise = {position: noise for position, noise in self._noise.items() if position >= start}
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Tokens (batch, K) of logits (batch, K, V), by fresh randomness."""
+        return self._multinomial(self._warped(logits).softmax(-1))
+
+    def accept(self, draft: Tensor, draft_logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the draft (batch, K) pass, and the draft with the others drawn anew."""
+        proposed, wanted = (self._warped(logits).log_softmax(-1) for logits in (draft_logits, scores))
+        ratio = (wanted - proposed).gather(-1, draft[..., None])[..., 0].exp()
+        uniform = torch.rand(ratio.shape, generator=self.generator, device=ratio.device, dtype=ratio.dtype)
+        passed = uniform < ratio
+        residual = (wanted.exp() - proposed.exp()).clamp_min(0)
+        # Equal distributions leave nothing but rounding, and then nothing fails.
+        residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, wanted.exp())
+        return torch.where(passed, draft, self._multinomial(residual)), passed
+
+    def _warped(self, logits: Tensor) -> Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.suppressed:
+            logits = logits.index_fill(-1, torch.tensor(self.suppressed, device=logits.device), -torch.inf)
+        return logits if self.warp is None else self.warp(logits)
+
+    def _multinomial(self, probabilities: Tensor) -> Tensor:
+        drawn = torch.multinomial(probabilities.flatten(0, -2), 1, generator=self.generator)
+        return drawn.view(probabilities.shape[:-1])
+
+    def _gumbel(self, scores: Tensor, start: int) -> Tensor:
+        """Noise (batch, K, V): that of a position is drawn once, in order, however often it is asked for."""
+        batch, count, size = scores.shape
+        for position in range(self._drawn, start + count):
+            noise = torch.empty(batch, size, dtype=scores.dtype, device=scores.device)
+            self._noise[position] = -noise.exponential_(generator=self.generator).log()
+            self._drawn = position + 1
+        return torch.stack([self._noise[start + offset] for offset in range(count)], dim=1)
+
+
+class _Rows:
+    """The rows of new tokens, which end one by one, and what is measured of them."""
+
+    def __init__(
+        self, prompt: Tensor, eos: int | Sequence[int] | None, pad: int | None, diagnostics: bool
+    ) -> None:
+        ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        self.ends = torch.tensor(ends, device=prompt.device, dtype=prompt.dtype)
+        self.pad = pad if pad is not None else ends[0] if ends else 0
+        self.ended = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
+        self.finished = False
+        self.tokens = prompt[:, :0]
+        self._measures: list[Tensor] | None = [] if diagnostics else None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[1]
+
+    def add(self, new: Tensor, reading: Reading) -> None:
+        """Append (batch, K) tokens, drawn from these distributions, up to where the last row ends."""
+        if len(self.ends) > 0:
+            is_end = torch.isin(new, self.ends)
+            over = self.ended[:, None] | ((is_end.long().cumsum(1) - is_end.long()) > 0)
+            over_after = over | is_end
+            # Some row still goes on before each position that is needed.
+            length = min(int((~over_after).any(0).sum()) + 1, new.shape[1])
+            new = new.masked_fill(over, self.pad)[:, :length]
+            self.ended = over_after[:, length - 1]
+            self.finished = bool(self.ended.all())
+        self.tokens = torch.cat([self.tokens, new], dim=1)
+        if self._measures is not None:
+            self._measures.append(_measure(new, reading[: new.shape[1]]))
+
+    def output(self, drafted: int, accepted: int, base_calls: int) -> EFTOutput:
+        """All of it."""
+        measures = (
+            [None] * 3 if self._measures is None else list(torch.cat(self._measures, dim=-1).unbind(0))
+        )
+        return EFTOutput(self.tokens, drafted, accepted, base_calls, *measures)
+
+
+def _draft(
+    ensemble: Ensemble, chooser: _Chooser, count: int, start: int, coupled: bool
+) -> tuple[Tensor, Tensor]:
+    """Let the fine-tuned model write (batch, count) tokens, and all models append all but the last of them.
+
+    Returns the tokens and the logits (batch, count, V) they were drawn from.
+    """
+    drafter = ensemble.guides.streams[ensemble.guides.fine_tuned[0]]
+    tokens: list[Tensor] = []
+    logits: list[Tensor] = []
+    for index in range(count):
+        if tokens:
+            drafter.append(tokens[-1])
+        logits.append(drafter.logits(1))
+        choice = chooser.choose(logits[-1], start + index) if coupled else chooser.draw(logits[-1])
+        tokens.append(choice)
+    for stream in (ensemble.base, *ensemble.guides.streams):
+        if stream is not drafter and count > 1:
+            stream.append(torch.cat(tokens[:-1], dim=1))
+    return torch.cat(tokens, dim=1), torch.cat(logits, dim=1)
+
+
+def _measure(tokens: Tensor, reading: Reading) -> Tensor:
+    """Total variation, KL and log-ratio (3, batch, K) of tokens and the distributions they come from."""
+    emulated = reading.scores().log_softmax(-1)
+    dtype = emulated.dtype
+    base = reading.base.to(dtype).log_softmax(-1)
+    small = small_scale(reading.fine_tuned[:1], reading.weights[:1], dtype)
+    total_variation = (emulated.exp() - small.exp()).abs().sum(-1) / 2
+    # Banned tokens are -inf in both.
+    gap = torch.where(emulated > -torch.inf, emulated - base, 0)
+    divergence = (emulated.exp() * gap).sum(-1)
+    reward = torch.zeros_like(divergence)
+    for ft, ref, weight in zip(reading.fine_tuned, reading.references, reading.weights, strict=True):
+        ratio = ft.to(dtype).log_softmax(-1) - (base if ref is None else ref.to(dtype).log_softmax(-1))
+        reward = reward + weight * ratio.gather(-1, tokens[..., None])[..., 0]
+    return torch.stack([total_variation, divergence, reward])
+
+
+def _check(input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> None:
+    check_prompt("input_ids", input_ids, attention_mask)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
