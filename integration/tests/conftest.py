@@ -139,7 +139,7 @@ class Installed:
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = self.command(*arguments)
         return subprocess.run(
-            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=120
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=240
         )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:

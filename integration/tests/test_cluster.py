@@ -4,9 +4,9 @@ import json
 import os
 import signal
 import subprocess
-import time
 
 import pytest
+from test_run import wait_for
 
 pytest.importorskip("ray")
 
@@ -52,15 +52,15 @@ def test_a_worker_that_dies_is_tried_once_more_and_then_reported(installed):
 def test_what_had_finished_survives_the_end_of_the_command(installed, how):
     installed.add("slow")
     command = installed.command("run", "slow", "--seeds", "2", "--out", str(installed.out), *CLUSTER)
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, env=installed.environment, stdout=pipe, stderr=pipe, text=True)
     first = installed.out / "slow" / "laptop-0.json"
-    end = time.monotonic() + 60
-    while not (first.exists() and "slow 1" in installed.logged()):
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
-    os.kill(process.pid, how)
-    _, errors = process.communicate(timeout=60)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=installed.environment, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            wait_for(lambda: first.exists() and "slow 1" in installed.logged(), seconds=150)
+            os.kill(process.pid, how)
+            _, errors = process.communicate(timeout=100)
+        finally:
+            process.kill()
     assert "Traceback" not in errors
     before = first.read_bytes()
     done = installed.run("slow")  # whoever made it, it is made

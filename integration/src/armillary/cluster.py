@@ -43,7 +43,9 @@ class ClusterExecutor:
     def __init__(self, address: str, timeout: float | None = None, cpus: int | None = None) -> None:
         self.timeout = timeout
         self._ray = _connect(address, cpus)
-        self._stopped = threading.Event()
+        self._tasks: set[Any] = set()
+        self._changed = threading.Condition()
+        self._stopped = False
 
     def __call__(self, job: Job, progress: Progress) -> Run | Failure:
         """Run one job somewhere on the cluster to its end, whatever that is.
@@ -62,7 +64,7 @@ class ClusterExecutor:
                 return self._attempt(job, progress)
             except self._ray.exceptions.RayError as error:
                 trouble = error
-            if self._stopped.is_set():
+            if self._stopped:
                 break
             progress(job, 0.0, "its worker died; once more")
         seconds = time.perf_counter() - start
@@ -70,21 +72,40 @@ class ClusterExecutor:
 
     def stop(self) -> None:
         """End every task of ours and leave the cluster; one started here ends with it."""
-        self._stopped.set()
-        self._ray.shutdown()
+        with self._changed:
+            self._stopped = True
+            for task in self._tasks:
+                self._ray.cancel(task, force=True)
+            # Ray must not be left while a thread waits for it: that thread would wait for ever.
+            left = self._changed.wait_for(lambda: not self._tasks, timeout=30)
+        if left:
+            self._ray.shutdown()
 
     def _attempt(self, job: Job, progress: Progress) -> Run | Failure:
-        options = {"num_cpus": 1, "num_gpus": int(job.device.startswith("cuda")), "max_retries": 0}
-        task = self._ray.remote(**options)(work)
+        task = self._start(job)
         outcome: Run | Failure | None = None
-        for reference in task.remote(job, self.timeout):
-            message = self._ray.get(reference)
-            if isinstance(message, tuple):
-                progress(job, *message)
-            else:
-                outcome = message
+        try:
+            for reference in task:
+                message = self._ray.get(reference)
+                if isinstance(message, tuple):
+                    progress(job, *message)
+                else:
+                    outcome = message
+        finally:
+            with self._changed:
+                self._tasks.discard(task)
+                self._changed.notify_all()
         assert outcome is not None, "the task's last message is its outcome"
         return outcome
+
+    def _start(self, job: Job) -> Any:
+        options = {"num_cpus": 1, "num_gpus": int(job.device.startswith("cuda")), "max_retries": 0}
+        with self._changed:
+            if self._stopped:
+                raise self._ray.exceptions.TaskCancelledError
+            task = self._ray.remote(**options)(work).remote(job, self.timeout)
+            self._tasks.add(task)
+        return task
 
 
 def work(job: Job, timeout: float | None) -> Iterator[tuple[float, str] | Run | Failure]:
