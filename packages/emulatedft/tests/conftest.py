@@ -6,7 +6,7 @@ from hypothesis import settings
 
 from emulatedft import CachedModel
 
-settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=15)
 settings.load_profile("isolated")
 
 

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulatedft import Delta, EFTLogitsProcessor, eft_generate, eft_logprobs, emulate, speculative_generate, sweep
+from emulatedft import (
+    Delta,
+    EFTLogitsProcessor,
+    eft_generate,
+    eft_logprobs,
+    emulate,
+    speculative_generate,
+    sweep,
+)
 
 seeds, weights = st.integers(0, 10**6), st.floats(-3, 3)
 masses = st.one_of(st.just(1.0), st.floats(0.05, 1.0))
@@ -88,21 +96,37 @@ def test_banned_tokens_stay_banned(seed, weight, top_p, banned):
 
 
 @given(seeds, st.integers(1, 9), st.booleans(), st.booleans(), st.sampled_from([1.0, 0.7]))
-def test_coupled_speculation_is_plain_decoding_token_for_token(make_attention, seed, block, do_sample, adaptive, top_p):
+def test_coupled_speculation_is_plain_decoding_token_for_token(
+    make_attention, seed, block, do_sample, adaptive, top_p
+):
     base, ft, ref = (make_attention(9, seed + 10 * index).cached for index in range(3))
     prompt = torch.randint(9, (2, 3), generator=torch.Generator().manual_seed(seed))
-    options = {"max_new_tokens": 11, "do_sample": do_sample, "top_p": top_p, "eos_token_id": 4, "diagnostics": True}
+    options = {
+        "max_new_tokens": 11,
+        "do_sample": do_sample,
+        "top_p": top_p,
+        "eos_token_id": 4,
+        "diagnostics": True,
+    }
     options |= {"warp": lambda scores: scores / 0.7, "suppress_tokens": [5]}
     delta = Delta(ft, ref, weight=1.3)
     plain = eft_generate(base, delta, prompt, generator=torch.Generator().manual_seed(seed), **options)
     found = speculative_generate(
-        base, delta, prompt, block=block, adaptive=adaptive, generator=torch.Generator().manual_seed(seed), **options
+        base,
+        delta,
+        prompt,
+        block=block,
+        adaptive=adaptive,
+        generator=torch.Generator().manual_seed(seed),
+        **options,
     )
     assert torch.equal(found.tokens, plain.tokens)
     assert found.base_calls <= plain.base_calls == plain.tokens.shape[1]
     assert not bool((found.tokens == 5).any())
     going = plain.tokens != 4  # after a row's end the padding of both is read differently
-    for ours, theirs in zip((found.tv, found.kl, found.log_ratio), (plain.tv, plain.kl, plain.log_ratio), strict=True):
+    for ours, theirs in zip(
+        (found.tv, found.kl, found.log_ratio), (plain.tv, plain.kl, plain.log_ratio), strict=True
+    ):
         close(ours[going], theirs[going])
 
 
@@ -140,7 +164,9 @@ def test_the_processor_follows_any_change_of_the_text(make_attention, seed, edit
     for keep, new in edits:
         text = torch.cat([text[:, :keep], torch.randint(8, (2, new), generator=generator)], dim=1)
         scores = base.plain(text)[:, -1]
-        close(processor(text, scores), emulate(scores, ft.plain(text)[:, -1], ref.plain(text)[:, -1], 0.8, 0.9))
+        close(
+            processor(text, scores), emulate(scores, ft.plain(text)[:, -1], ref.plain(text)[:, -1], 0.8, 0.9)
+        )
 
 
 @given(seeds)
@@ -148,12 +174,23 @@ def test_a_sweep_turns_the_dial_and_nothing_else(make_table, seed):
     base, ft_a, ft_b, ref = (make_table(6, seed + index) for index in range(4))
     prompt, settings = torch.tensor([[1, 2], [3, 3]]), [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)]
     generator = torch.Generator().manual_seed(seed)
-    found = list(sweep(base, [Delta(ft_a, ref), Delta(ft_b, ref)], settings, prompt, generator=generator, max_new_tokens=6))
+    found = list(
+        sweep(
+            base,
+            [Delta(ft_a, ref), Delta(ft_b, ref)],
+            settings,
+            prompt,
+            generator=generator,
+            max_new_tokens=6,
+        )
+    )
     assert [setting for setting, _ in found] == settings
     for (weight, _), output in found[::2]:
         alone = Delta(ft_a if weight else ft_b, ref)
         source = torch.Generator().manual_seed(seed)
-        assert torch.equal(eft_generate(base, alone, prompt, generator=source, max_new_tokens=6).tokens, output.tokens)
+        assert torch.equal(
+            eft_generate(base, alone, prompt, generator=source, max_new_tokens=6).tokens, output.tokens
+        )
 
 
 def test_compiled_callers_keep_one_graph():

@@ -96,5 +96,6 @@ def _angles(start: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(states: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    (cosine, sine), (first, second) = angles, states.chunk(2, dim=-1)
+    cosine, sine = (angle.to(states.dtype) for angle in angles)
+    first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)

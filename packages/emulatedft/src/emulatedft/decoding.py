@@ -245,7 +245,7 @@ def sweep(
     state = None if generator is None else generator.get_state()
     for setting in weights:
         turned = [replace(delta, weight=weight) for delta, weight in zip(found, setting, strict=True)]
-        source = None if generator is None else torch.Generator(generator.device).set_state(state)
+        source = None if state is None else torch.Generator(input_ids.device).set_state(state)
         yield tuple(setting), eft_generate(base, turned, input_ids, generator=source, **options)  # type: ignore[arg-type]
 
 
@@ -344,9 +344,7 @@ class _Rows:
 
     def output(self, drafted: int, accepted: int, base_calls: int) -> EFTOutput:
         """All of it."""
-        measures = (
-            [None] * 3 if self._measures is None else list(torch.cat(self._measures, dim=-1).unbind(0))
-        )
+        measures = [None] * 3 if self._measures is None else list(torch.cat(self._measures, dim=-1).unbind(0))
         return EFTOutput(self.tokens, drafted, accepted, base_calls, *measures)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from emulatedft.distribution import check_finite, check_top_p, combine
@@ -50,7 +49,7 @@ class Delta:
     ft_prompt: Prompt | None = None
     ref_prompt: Prompt | None = None
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         for name, model in (("ft", self.ft), ("ref", self.ref)):
             known = callable(model) or hasattr(model, "forward")
             if not known and not (name == "ref" and model is None):
@@ -284,9 +283,11 @@ def _expand(ids: Tensor, mask: Tensor | None, like: Tensor) -> tuple[Tensor, Ten
         raise ValueError(
             f"prompts of a Delta must have 1 row or as many as input_ids ({like.shape[0]}), got {ids.shape[0]}"
         )
-    ids, mask = (None if each is None else each.to(like.device) for each in (ids, mask))
     rows = like.shape[0]
-    return ids.expand(rows, -1), None if mask is None else mask.expand(rows, -1)  # type: ignore[union-attr]
+    return (
+        ids.to(like.device).expand(rows, -1),
+        None if mask is None else mask.to(like.device).expand(rows, -1),
+    )
 
 
 def _check_widths(logits: Sequence[Tensor], vocab_size: int | None) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -109,14 +110,16 @@ def _score(task: Task) -> dict[str, float]:
 
         return _bits(task, log_probs)
 
+    base, emulated = alone(task.large, fine_tuned=False), guided(pair())
+    ends = {0.0: base, 1.0: emulated}
     return {
         "small fine-tuned": alone(task.small_ft, fine_tuned=True),
-        "large base": alone(task.large, fine_tuned=False),
+        "large base": base,
         "geometric mean of these two": guided(pair(0.5, alone=True)),
-        "EFT": guided(pair()),
+        "EFT": emulated,
         f"EFT, top-p {TOP_P}": guided(pair(), TOP_P),
         "large fine-tuned (oracle)": alone(task.large_ft, fine_tuned=True),
-        **{f"weight {weight}": guided(pair(weight)) for weight in WEIGHTS},
+        **{f"weight {weight}": ends.get(weight) or guided(pair(weight)) for weight in WEIGHTS},
     }
 
 
@@ -162,7 +165,7 @@ def _decode(task: Task, generator: torch.Generator, report: Progress) -> dict[st
                 prompts = text, text
             delta = Delta(task.small_ft, task.small, ft_prompt=prompts[1])
             outputs.append(
-                decoder(  # type: ignore[operator]
+                decoder(
                     task.large,
                     delta,
                     prompts[0],
@@ -229,8 +232,8 @@ def _holds(rows: list[Row]) -> bool:
         eft["bits_per_token"] < row["small fine-tuned"]["bits_per_token"]
         and eft["bits_per_token"] < row["large base"]["bits_per_token"]
         and eft["gap_recovered"] > 30
-        and all(before > after for before, after in zip(capitals, capitals[1:], strict=False))
-        and all(before < after for before, after in zip(punctuation, punctuation[1:], strict=False))
+        and all(before > after for before, after in pairwise(capitals))
+        and all(before < after for before, after in pairwise(punctuation))
         and coupled["same_text"] == 100
         and coupled["base_calls_per_token"] < plain["base_calls_per_token"]
     )
@@ -277,7 +280,9 @@ def _decoder_rows(decoded: dict[str, Decoded], block: int = 4) -> list[Row]:
 
 
 def _curves(scores: dict[str, float], decoded: dict[str, Decoded], dials: list[Row]) -> list[Row]:
-    variation = torch.cat([output.tv.flatten() for output in decoded["plain"].outputs if output.tv is not None])
+    variation = torch.cat(
+        [output.tv.flatten() for output in decoded["plain"].outputs if output.tv is not None]
+    )
     share = torch.histc(variation.float().cpu(), bins=10, min=0, max=1) / variation.numel()
     centers = [(index + 0.5) / 10 for index in range(10)]
 

@@ -56,7 +56,7 @@ def emulate(
     fine_tuned = [ft_logits] if isinstance(ft_logits, Tensor) else list(ft_logits)
     shared = ref_logits is None or isinstance(ref_logits, Tensor)
     references = [ref_logits] * len(fine_tuned) if shared else list(ref_logits)  # type: ignore[arg-type]
-    weights = [weight] * len(fine_tuned) if isinstance(weight, int | float) else list(weight)
+    weights = [weight] * len(fine_tuned) if isinstance(weight, (int, float)) else list(weight)
     check_top_p(top_p)
     _check_pairs(base_logits, fine_tuned, references, weights)  # type: ignore[arg-type]
     # A look at the values would break the graph of a compiled caller.
@@ -82,10 +82,10 @@ def combine(
             scores = scores + weight * (ft.to(dtype) - reference.to(dtype))
         return scores
     scores = scores.log_softmax(-1)
+    total = torch.zeros_like(scores)
     for ft, ref, weight in zip(fine_tuned, references, weights, strict=True):
         reference = scores.masked_fill(banned, 0) if ref is None else ref.to(dtype).log_softmax(-1)
-        change = weight * (ft.to(dtype).log_softmax(-1) - reference)
-        total = change if ft is fine_tuned[0] else total + change
+        total = total + weight * (ft.to(dtype).log_softmax(-1) - reference)
     small = small_scale(fine_tuned, weights, dtype)
     scores = torch.where(nucleus(small, top_p), scores + total, small)
     return scores.masked_fill(banned, -math.inf)
@@ -119,7 +119,9 @@ def check_top_p(top_p: float) -> None:
 def check_finite(base: Tensor, others: Sequence[Tensor]) -> None:
     """Refuse NaN and infinite logits, but for the base model's banned tokens."""
     if bool((base.isnan() | (base == math.inf)).any()) or not bool((base > -math.inf).any(-1).all()):
-        raise ValueError("base_logits must be finite, or -inf for banned tokens, got NaN, inf or a row of -inf")
+        raise ValueError(
+            "base_logits must be finite, or -inf for banned tokens, got NaN, inf or a row of -inf"
+        )
     for logits in others:
         if not bool(logits.isfinite().all()):
             raise ValueError("ft_logits and ref_logits must be finite, got NaN or inf")

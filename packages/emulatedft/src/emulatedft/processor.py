@@ -58,6 +58,7 @@ class EFTLogitsProcessor:
         """Forget the text, and expect a new prompt, with this attention mask if it is padded."""
         self._mask = attention_mask
         self._guides: Guides | None = None
+        self._text: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class EFTLogitsProcessor:
     def _follow(self, input_ids: Tensor) -> Guides:
         """Bring the guides to the end of this text."""
         guides = self._guides
-        shared = 0 if guides is None else _common_prefix(self._text, input_ids)
+        shared = 0 if self._text is None else _common_prefix(self._text, input_ids)
         if guides is None or shared < self._prompt_length:
             guides = self._guides = self._start(input_ids)
         else:

@@ -56,7 +56,9 @@ class Stream:
         self.calls = 0
         self._read = 0  # positions in the reader's cache
         if self.mask is not None and not self.reader.takes_mask:
-            raise ValueError("attention_mask must hold no padding for a model that is not a Hugging Face model")
+            raise ValueError(
+                "attention_mask must hold no padding for a model that is not a Hugging Face model"
+            )
         if getattr(model, "training", False):
             warnings.warn(f"{type(model).__name__} is in training mode: call .eval() first", stacklevel=4)
 
@@ -149,10 +151,13 @@ class _HuggingFaceReader:
                 f"models must have caches that can be cropped, got {name}, which keeps a recurrent state; "
                 "pass lambda ids: model(ids, use_cache=False).logits to recompute instead"
             )
-        self.model, self.cache = model, None
+        self.model: Any = model
+        self.cache: Any = None
         # Adapters pass everything through, so ask the model below what it understands.
         wrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.understands = inspect.signature(wrapped.forward).parameters.keys()
+        # transformers 5 renames the argument on the way.
+        self.cache_name = "cache" if "cache" in self.understands else "past_key_values"
 
     def read(self, text: Tensor, mask: Tensor | None, start: int, keep: int) -> Tensor:
         from transformers import DynamicCache
@@ -160,7 +165,7 @@ class _HuggingFaceReader:
         if self.cache is None:
             # Without the model's configuration it keeps whole windows, so that it can always be cropped.
             self.cache = DynamicCache()
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {self.cache_name: self.cache}
         if mask is not None:
             options["attention_mask"] = mask.long().to(self.model.device)
             if "position_ids" in self.understands:
@@ -168,14 +173,14 @@ class _HuggingFaceReader:
         if "logits_to_keep" in self.understands:
             options["logits_to_keep"] = keep
         new = text[:, start:].to(self.model.device)
-        output = self.model(input_ids=new, past_key_values=self.cache, use_cache=True, **options)
+        output = self.model(input_ids=new, use_cache=True, **options)
         return _only(output.logits, keep)
 
     def crop(self, length: int, new_length: int) -> None:
         if new_length == 0:
             self.cache = None
         else:
-            self.cache.crop(new_length - length)  # type: ignore[attr-defined]
+            self.cache.crop(new_length - length)
 
 
 def _reader(model: Model) -> _Reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -173,7 +174,7 @@ def _stack(convolutions: list[tuple[int, int, int]], sizes: list[int], batch_nor
         layers.append(nn.Conv2d(before, after, 3, stride, padding=1))
         layers += [nn.BatchNorm2d(after)] * batch_norm + [nn.ReLU()]
     layers.append(nn.Flatten())
-    for before, after in zip(sizes, sizes[1:-1], strict=False):
+    for before, after in itertools.pairwise(sizes[:-1]):
         layers.append(nn.Linear(before, after))
         layers += [nn.BatchNorm1d(after)] * batch_norm + [nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))

@@ -93,11 +93,9 @@ def add_batchnorm(model: nn.Module) -> nn.Module:
         ValueError: If it has no affine layer.
 
     Example:
-        >>> add_batchnorm(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)))[0]
-        Sequential(
-          (0): Linear(in_features=2, out_features=4, bias=True)
-          (1): BatchNorm1d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-        )
+        >>> model = add_batchnorm(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)))
+        >>> [type(layer).__name__ for layer in model[0]], type(model[2]).__name__
+        (['Linear', 'BatchNorm1d'], 'Linear')
     """
     nodes = _affine_nodes(model)
     last = nodes[-1].target

@@ -267,7 +267,8 @@ class IBP(nn.Module):
         return (
             f"node {node.name!r} ({what} {name}, target {node.target!s}) has no interval rule; "
             f"give one: IBP(model, rules={{{name}: rule}}), where rule takes the layer's arguments with "
-            "fastibp.Bounds in place of tensors, and for a monotone one is `lambda module, bounds: bounds.monotone(module)`"
+            "fastibp.Bounds in place of tensors; for a monotone one, "
+            "`lambda module, bounds: bounds.monotone(module)`"
         )
 
     # --- checks ----------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class EpsSchedule:
     Example:
         >>> schedule = EpsSchedule(eps_max=0.3, steps_per_epoch=100, start=2, length=6)
         >>> schedule(100), round(schedule(400), 4), schedule(700)
-        (0.0, 0.1286, 0.3)
+        (0.0, 0.1154, 0.3)
     """
 
     eps_max: float
