@@ -23,7 +23,9 @@ class Residual(nn.Module):
 
 
 def mlp():
-    return nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))
+    return nn.Sequential(
+        nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3)
+    )
 
 
 def cnn():
@@ -43,7 +45,9 @@ def draw(kind, seed, batch=5):
     model = make().double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter[0].numel()))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter[0].numel())
+            )
         for name, buffer in model.named_buffers():
             if "running" in name:
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))

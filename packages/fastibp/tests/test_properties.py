@@ -158,7 +158,9 @@ def test_the_radius_grows_without_a_jump_from_zero_to_its_maximum(eps_max, steps
     rises = [after - before for before, after in zip(values, values[1:], strict=False)]
     assert min(rises) >= -1e-12
     # A slope that never falls before the end: no jump is larger than the last, straight part's rise.
-    assert all(now <= then + 1e-12 for now, then in zip(rises[begin:end], rises[begin + 1 : end], strict=False))
+    assert all(
+        now <= then + 1e-12 for now, then in zip(rises[begin:end], rises[begin + 1 : end], strict=False)
+    )
 
 
 def test_the_two_parts_of_the_schedule_meet_with_one_slope():

@@ -111,13 +111,16 @@ def test_batch_norm_in_training_mode_takes_clean_statistics_with_their_gradient_
     parameters = [model[0].weight, norm.weight]
     for ours, theirs in ((output.preacts[0].center, center), (output.preacts[0].radius, radius)):
         found, wanted = (
-            torch.autograd.grad(value.square().sum(), parameters, retain_graph=True) for value in (ours, theirs)
+            torch.autograd.grad(value.square().sum(), parameters, retain_graph=True)
+            for value in (ours, theirs)
         )
         torch.testing.assert_close(found, wanted)
 
 
 def test_a_batch_norm_that_stands_alone_has_the_same_rule():
-    model = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).double()
+    model = nn.Sequential(
+        nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)
+    ).double()
     x = torch.rand(4, 2, 4, 4, dtype=torch.float64)
     box = linf_box(x, 0.1)
     mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, correction=0)
@@ -132,7 +135,11 @@ def test_the_regularisers_are_those_of_a_loop_over_neurons():
     unit = Box(torch.zeros(3, 4, dtype=torch.float64), torch.full((3, 4), 0.1, dtype=torch.float64))
     balance = tight = spread = stable = volume = 0.0
     for c, r in zip(centers.tolist(), radii.tolist(), strict=True):
-        cells = [(x, x - y, x + y) for row, sizes in zip(c, r, strict=True) for x, y in zip(row, sizes, strict=True)]
+        cells = [
+            (x, x - y, x + y)
+            for row, sizes in zip(c, r, strict=True)
+            for x, y in zip(row, sizes, strict=True)
+        ]
         count, mean = len(cells), sum(x for x, _, _ in cells) / len(cells)
         size = sum((u - low) / 2 for _, low, u in cells) / count
         tight += max(0.0, 0.5 - 0.05 / size) / 0.5 / 2
@@ -160,7 +167,9 @@ def test_the_regulariser_fades_with_the_radius():
 
 
 def test_the_initialisation_has_the_papers_deviation_and_leaves_the_classifier_alone():
-    model = nn.Sequential(nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 4, 500), nn.Linear(500, 10))
+    model = nn.Sequential(
+        nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 4, 500), nn.Linear(500, 10)
+    )
     last = model[-1].weight.clone()
     ibp_init_(model, generator=torch.Generator().manual_seed(0))
     for layer, fan_in in ((model[0], 8 * 9), (model[3], 256)):

@@ -42,9 +42,7 @@ def digits(generator: torch.Generator) -> Task:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
-            "the smoke demo needs scikit-learn: pip install 'fastibp[demo]'"
-        ) from error
+        raise ImportError("the smoke demo needs scikit-learn: pip install 'fastibp[demo]'") from error
     pixels, classes = load_digits(return_X_y=True)
     x, labels = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(classes).long()
     parts = _split(x, labels, 1400, generator)

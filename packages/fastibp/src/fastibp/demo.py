@@ -93,7 +93,13 @@ def _train_all(task: Task, seed: int, device: str, report: Progress) -> list[Tra
         arm = _ARMS[index] if index < len(_ARMS) else _longer(trained[:2], task)
         begin, share = sum(shares[:index]) / sum(shares), shares[index] / sum(shares)
         trained.append(
-            train(arm, task, seed, device, lambda done, what, b=begin, s=share: report(b + 0.98 * s * done, what))
+            train(
+                arm,
+                task,
+                seed,
+                device,
+                lambda done, what, b=begin, s=share: report(b + 0.98 * s * done, what),
+            )
         )
     return trained
 

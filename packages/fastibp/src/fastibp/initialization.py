@@ -168,7 +168,13 @@ def _keeps_scale(node: fx.Node, model: nn.Module) -> bool:
     if node.op == "call_module":
         return isinstance(model.get_submodule(str(node.target)), _SCALE_KEEPING)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op != "placeholder" and name.rstrip("_") in {"relu", "leaky_relu", "flatten", "view", "reshape"}
+    return node.op != "placeholder" and name.rstrip("_") in {
+        "relu",
+        "leaky_relu",
+        "flatten",
+        "view",
+        "reshape",
+    }
 
 
 def _is_normalised(node: fx.Node, model: nn.Module) -> bool:

@@ -224,9 +224,7 @@ class IBP(nn.Module):
                 raise TypeError(self._unsupported(node))
         self._relus = {node for node in self._bounded if self._kind(node) in RELUS}
         self._last_is_affine = self._is_plain(self._last, (nn.Linear, F.linear))
-        self._fused = {
-            node: node.all_input_nodes[0] for node in self._bounded if self._follows_affine(node)
-        }
+        self._fused = {node: node.all_input_nodes[0] for node in self._bounded if self._follows_affine(node)}
         self._skipped = set(self._fused.values())
 
     def _kind(self, node: fx.Node) -> Any:
@@ -251,7 +249,9 @@ class IBP(nn.Module):
 
     def _is_plain(self, node: fx.Node, kinds: tuple[Any, ...]) -> bool:
         """Whether the node is of one of these kinds, and left to the package's own rule."""
-        return node is not self._input and self._kind(node) in kinds and self._kind(node) not in self._user_rules
+        return (
+            node is not self._input and self._kind(node) in kinds and self._kind(node) not in self._user_rules
+        )
 
     def _follows_affine(self, node: fx.Node) -> bool:
         """Whether the node is a BatchNorm that alone reads an affine layer."""
@@ -306,9 +306,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            is_parametrized(m)
-            or type(m) in self.leaves
-            or super().is_leaf_module(m, module_qualified_name)
+            is_parametrized(m) or type(m) in self.leaves or super().is_leaf_module(m, module_qualified_name)
         )
 
 

@@ -162,9 +162,7 @@ def _transposed(function: Callable[..., Tensor]) -> Rule:
 
 
 def _functional_affine(function: Callable[..., Tensor]) -> Rule:
-    def rule(
-        bounds: Bounds, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> Bounds:
+    def rule(bounds: Bounds, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Bounds:
         return affine(bounds, weight, bias, lambda x, w, b: function(x, w, b, *args, **kwargs))
 
     return rule
@@ -307,7 +305,8 @@ def _cat(tensors: Sequence[Any], dim: int = 0) -> Bounds:
     like = next(value for value in tensors if isinstance(value, Bounds))
     parts = [_lift(value, like) for value in tensors]
     box = Box.around(
-        torch.cat([part.box.center for part in parts], dim), torch.cat([part.box.radius for part in parts], dim)
+        torch.cat([part.box.center for part in parts], dim),
+        torch.cat([part.box.radius for part in parts], dim),
     )
     return Bounds(torch.cat([part.nominal for part in parts], dim), box, like.outward)
 
@@ -330,7 +329,18 @@ def _functions(rule: Callable[[Callable[..., Tensor]], Rule], *functions: Any) -
 FUSABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 AFFINE = (*FUSABLE, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-RELUS = {nn.ReLU, nn.LeakyReLU, nn.ReLU6, torch.relu, torch.relu_, F.relu, F.relu6, F.leaky_relu, "relu", "relu_"}
+RELUS = {
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ReLU6,
+    torch.relu,
+    torch.relu_,
+    F.relu,
+    F.relu6,
+    F.leaky_relu,
+    "relu",
+    "relu_",
+}
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 SHAPE_QUERIES = {"size", "dim", "ndimension", "numel", "shape", "ndim", "dtype", "device"}
 
@@ -340,7 +350,9 @@ MODULE_RULES: Mapping[type[nn.Module], Rule] = {
     nn.ConvTranspose1d: _transposed(F.conv_transpose1d),
     nn.ConvTranspose2d: _transposed(F.conv_transpose2d),
     nn.ConvTranspose3d: _transposed(F.conv_transpose3d),
-    **_each(_monotone_layer, nn.ReLU, nn.ReLU6, nn.SELU, nn.CELU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
+    **_each(
+        _monotone_layer, nn.ReLU, nn.ReLU6, nn.SELU, nn.CELU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign
+    ),
     **_each(_monotone_layer, nn.LogSigmoid, nn.Hardtanh, nn.Hardsigmoid),
     **_each(_monotone_layer, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
     **_each(_monotone_layer, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
@@ -362,7 +374,9 @@ FUNCTION_RULES: Mapping[Any, Rule] = {
     F.elu: _elu,
     **_functions(_monotone_function, torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, F.softplus, F.logsigmoid),
     **_functions(_monotone_function, torch.clamp, torch.amax, F.max_pool1d, F.max_pool2d, F.max_pool3d),
-    **_functions(_linear_function, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute),
+    **_functions(
+        _linear_function, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute
+    ),
     **_functions(_linear_function, torch.transpose, operator.getitem),
     **_functions(_averaging_function, torch.mean, torch.sum, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
     **_functions(_averaging_function, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
@@ -377,7 +391,9 @@ FUNCTION_RULES: Mapping[Any, Rule] = {
 METHOD_RULES: Mapping[str, Rule] = {
     **_each(_relu, "relu", "relu_"),
     **_methods(_monotone_function, "sigmoid", "tanh", "clamp", "amax"),
-    **_methods(_linear_function, "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute"),
+    **_methods(
+        _linear_function, "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute"
+    ),
     **_methods(_linear_function, "transpose", "contiguous", "float", "double", "to", "__getitem__"),
     **_methods(_averaging_function, "mean", "sum"),
     **_each(_add, "add", "add_"),
