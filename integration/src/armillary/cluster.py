@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import socket
@@ -164,7 +165,7 @@ def _connect(address: str, cpus: int | None) -> Any:
     if address == LOCAL:
         where = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
-        ray.init(**where, log_to_driver=False, logging_level="ERROR", configure_logging=True)
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (
         Exception
     ) as error:  # Ray raises nearly everything here: connection, value, runtime, version errors
