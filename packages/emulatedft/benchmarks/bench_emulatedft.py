@@ -101,7 +101,7 @@ def test_caches(benchmark, case):
 def test_overhead(benchmark, case):
     assert torch.equal(plain().tokens, three_forwards())
     benchmark.extra_info.update(case=case, peer="a bare loop over three cached models", size=SIZE)
-    benchmark.pedantic({"ours": plain, "peer": three_forwards}[case], rounds=8, warmup_rounds=1)
+    benchmark.pedantic({"ours": plain, "peer": three_forwards}[case], rounds=5, warmup_rounds=1)
 
 
 @cache
@@ -121,7 +121,7 @@ def test_speculation(benchmark, case):
     benchmark.extra_info.update(
         case=case, peer="plain up-scaling, one token at a time", size=about(speculated())
     )
-    benchmark.pedantic({"ours": speculative, "peer": plain}[case], rounds=8, warmup_rounds=1)
+    benchmark.pedantic({"ours": speculative, "peer": plain}[case], rounds=5, warmup_rounds=1)
 
 
 @both

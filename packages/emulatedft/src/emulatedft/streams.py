@@ -165,11 +165,10 @@ class _HuggingFaceReader:
         if self.cache is None:
             # Without the model's configuration it keeps whole windows, so that it can always be cropped.
             self.cache = DynamicCache()
-        options: dict[str, Any] = {self.cache_name: self.cache}
-        if mask is not None:
-            options["attention_mask"] = mask.long().to(self.model.device)
-            if "position_ids" in self.understands:
-                options["position_ids"] = (options["attention_mask"].cumsum(1) - 1).clamp_min(0)[:, start:]
+        seen = torch.ones_like(text) if mask is None else mask.long()
+        options: dict[str, Any] = {self.cache_name: self.cache, "attention_mask": seen.to(self.model.device)}
+        if mask is not None and "position_ids" in self.understands:
+            options["position_ids"] = (options["attention_mask"].cumsum(1) - 1).clamp_min(0)[:, start:]
         if "logits_to_keep" in self.understands:
             options["logits_to_keep"] = keep
         new = text[:, start:].to(self.model.device)
