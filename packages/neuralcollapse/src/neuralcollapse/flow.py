@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -102,11 +103,11 @@ def central_path(
     Y = check_columns(H0, Y, "H0")
     check_penalties(lam_w, lam_h)
     looks = torch.as_tensor(times).double().tolist()
-    if not looks or looks[0] < 0 or any(after <= before for before, after in zip(looks, looks[1:], strict=False)):
+    if not looks or looks[0] < 0 or any(after <= before for before, after in pairwise(looks)):
         raise ValueError(f"times must be increasing and not negative, got {looks}")
     if method not in ("euler", "rk4", "rk45", "implicit"):
         raise ValueError(f"method must be 'euler', 'rk4', 'rk45' or 'implicit', got {method!r}")
-    if max_step is not None and max_step <= 0 or tol <= 0:
+    if (max_step is not None and max_step <= 0) or tol <= 0:
         raise ValueError(f"max_step and tol must be positive, got {max_step} and {tol}")
     if max_step is None:
         max_step = 0.25 / (0.25 / lam_w + lam_h) if method in ("euler", "rk4") else math.inf
@@ -187,7 +188,9 @@ class _Integrator:
         while left > 0:
             step = min(step, left)
             if step < span * torch.finfo(gain.dtype).eps:
-                raise RuntimeError(f"rk45 cannot reach tol={self.tol} in {gain.dtype}: raise tol or use float64")
+                raise RuntimeError(
+                    f"rk45 cannot reach tol={self.tol} in {gain.dtype}: raise tol or use float64"
+                )
             stages = [velocity]
             for row in _STAGES:
                 trial = gain + step * _combine(row, stages)
@@ -202,4 +205,6 @@ class _Integrator:
 
 
 def _combine(row: tuple[float, ...], stages: list[Tensor]) -> Tensor:
-    return sum((weight * stage for weight, stage in zip(row, stages, strict=True)), torch.zeros_like(stages[0]))
+    return sum(
+        (weight * stage for weight, stage in zip(row, stages, strict=True)), torch.zeros_like(stages[0])
+    )

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from neuralcollapse.metrics import cdnv, nc1, nc2, nc3, nearest_class
-from neuralcollapse.statistics import SecondPass, Stats, StreamingStats
+from neuralcollapse.statistics import Stats
+from neuralcollapse.streaming import StreamingStats
 
 Pooling = Literal["mean", "token_mean", "flatten"] | Callable[[Tensor], Tensor]
 
@@ -95,7 +96,9 @@ class NCMeter:
         if unknown:
             raise ValueError(f"layers and head must be names of submodules, got {unknown}")
         if head in self.layers:
-            raise ValueError(f"layers must not name the head {head!r}, whose input is metered under that name")
+            raise ValueError(
+                f"layers must not name the head {head!r}, whose input is metered under that name"
+            )
         if not self.layers and head is None:
             raise ValueError("layers must name at least one submodule, or head be given")
         if head is not None and getattr(modules[head], "weight", torch.empty(0)).dim() != 2:
@@ -114,7 +117,9 @@ class NCMeter:
     def __enter__(self) -> NCMeter:
         if not self._handles:
             for name in self.layers:
-                self._handles.append(self.model.get_submodule(name).register_forward_hook(self._keep_output(name)))
+                self._handles.append(
+                    self.model.get_submodule(name).register_forward_hook(self._keep_output(name))
+                )
             if self.head is not None:
                 head = self.model.get_submodule(self.head)
                 self._handles.append(head.register_forward_pre_hook(self._keep_input(self.head)))
@@ -225,6 +230,9 @@ class NCMeter:
         if reduce and _distributed():
             dist.all_reduce(tally)
             second = {name: partial.reduce_ddp() for name, partial in second.items()}
+        seen = int(next(iter(second.values())).stats.count.sum())
+        if int(tally[-1]) != seen:
+            raise ValueError(f"loader must give the same {seen} samples in both passes, got {int(tally[-1])}")
         reports = {}
         for index, name in enumerate(self.names):
             stats = second[name].compute() if low_rank else second[name].stats
@@ -234,8 +242,7 @@ class NCMeter:
     def _report(self, name: str, stats: Stats, disagreement: float | None = None) -> NCReport:
         weight = None
         if name == self.head:
-            weight = self.model.get_submodule(name).weight.detach()
-            assert isinstance(weight, Tensor)
+            weight = self.model.get_parameter(f"{name}.weight").detach()
         has_within = stats.within_cov is not None or stats.within_gram is not None
         return NCReport(
             nc1=float(nc1(stats)) if has_within else None,
@@ -254,7 +261,9 @@ class NCMeter:
             return self._streams
         # A rank whose share of the loader was empty has to learn the dimensions from the others.
         device = _device(self.model)
-        dims = torch.tensor([self._streams[name].dim if self._streams else 0 for name in self.names], device=device)
+        dims = torch.tensor(
+            [self._streams[name].dim if self._streams else 0 for name in self.names], device=device
+        )
         dist.all_reduce(dims, dist.ReduceOp.MAX)
         if not bool(dims.all()):
             return {}
@@ -269,7 +278,9 @@ class NCMeter:
     def _take(self) -> dict[str, Tensor]:
         if len(self._features) < len(self.names):
             missing = [name for name in self.names if name not in self._features]
-            raise RuntimeError(f"update must follow a forward of the model inside the meter's context, none of {missing}")
+            raise RuntimeError(
+                f"update must follow a forward of the model inside the meter's context, none of {missing}"
+            )
         taken = {name: self._features[name] for name in self.names}
         self._features.clear()
         return taken

@@ -58,7 +58,7 @@ def nc1(stats: Stats, kind: Literal["pinv", "trace"] = "pinv") -> Tensor:
 def _trace_of_quotient(within: Tensor, gram: Tensor, dim: int) -> Tensor:
     """`Tr(within (gram^+)^2)`, the pseudo-inverse taken on as many directions as centred means can span."""
     num_classes = len(gram)
-    spectrum = torch.linalg.eigvalsh(gram.detach())
+    spectrum, vectors = torch.linalg.eigh(gram.detach())
     rank = int((spectrum > spectrum[-1] * num_classes * torch.finfo(gram.dtype).eps).sum())
     if rank < min(num_classes - 1, dim):
         warnings.warn(
@@ -66,14 +66,11 @@ def _trace_of_quotient(within: Tensor, gram: Tensor, dim: int) -> Tensor:
             "NC1 ignores scatter along the missing ones",
             stacklevel=3,
         )
-    if rank == num_classes - 1:
-        # The constant vector spans the kernel of both matrices: filling it in leaves the trace as it is and,
-        # unlike eigenvectors, has derivatives where eigenvalues coincide, as they do at collapse.
-        filled = gram + spectrum.sum() / (num_classes - 1) / num_classes
-        return torch.linalg.solve(filled, torch.linalg.solve(filled, within).mT).diagonal().sum()
-    values, vectors = torch.linalg.eigh(gram)
-    values, vectors = values[num_classes - rank :], vectors[:, num_classes - rank :]
-    return ((vectors.mT @ within @ vectors).diagonal() / values.square()).sum()
+    # Filling in the kernel, which both matrices share, leaves the trace as it is and, unlike eigenvectors, has
+    # derivatives where eigenvalues coincide, as they do at collapse.
+    kernel = vectors[:, : num_classes - rank]
+    filled = gram + spectrum.sum() / rank * kernel @ kernel.mT
+    return torch.linalg.solve(filled, torch.linalg.solve(filled, within).mT).diagonal().sum()
 
 
 def nc2(stats: Stats, frame: Literal["etf", "orthogonal"] = "etf") -> Tensor:
@@ -98,7 +95,11 @@ def nc2(stats: Stats, frame: Literal["etf", "orthogonal"] = "etf") -> Tensor:
     mean = stats.centred_mean if frame == "etf" else stats.mean
     with torch.autocast(mean.device.type, enabled=False):
         gram = mean @ mean.mT
-    target = _simplex(gram) if frame == "etf" else _unit(torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    target = (
+        _simplex(gram)
+        if frame == "etf"
+        else _unit(torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    )
     return torch.linalg.norm(_unit(gram) - target)
 
 

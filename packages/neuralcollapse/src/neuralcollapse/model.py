@@ -84,7 +84,9 @@ def class_columns(
     present_classes(count, skip_empty=False)
     if balance is None:
         if bool((count != count[0]).any()):
-            raise ValueError(f"classes must be of equal size without balance='subsample', got {count.tolist()}")
+            raise ValueError(
+                f"classes must be of equal size without balance='subsample', got {count.tolist()}"
+            )
         chosen = labels.argsort(stable=True)
     else:
         order = torch.randperm(len(labels), generator=generator, device=labels.device)
@@ -133,7 +135,9 @@ def objective(
         value = (W @ H - Y).square().sum() + lam_h * H.square().sum()
     if beta:
         if H0 is None or H0.shape != H.shape:
-            raise ValueError(f"H0 must be {tuple(H.shape)} where beta is not 0, got {H0 if H0 is None else H0.shape}")
+            raise ValueError(
+                f"H0 must be {tuple(H.shape)} where beta is not 0, got {H0 if H0 is None else H0.shape}"
+            )
         value = value + beta * (H - H0).square().sum()
     return value / (2 * num_samples) + lam_w / (2 * num_classes) * W.square().sum()
 

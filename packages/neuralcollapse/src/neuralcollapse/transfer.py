@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neuralcollapse.model import Solution, check_num_classes, check_penalties
+from neuralcollapse.model import Solution, check_penalties
+from neuralcollapse.statistics import check_num_classes
 
 Order = Literal["exact", "first"]
 
@@ -74,11 +75,15 @@ def transfer(
     if not dH0.is_floating_point():
         raise TypeError(f"dH0 must be floating point, got {dH0.dtype}")
     if dH0.shape[-2:] != solution.H.shape:
-        raise ValueError(f"dH0 must be [..., {solution.H.shape[0]}, {solution.H.shape[1]}], got {tuple(dH0.shape)}")
+        raise ValueError(
+            f"dH0 must be [..., {solution.H.shape[0]}, {solution.H.shape[1]}], got {tuple(dH0.shape)}"
+        )
     if order not in ("exact", "first"):
         raise ValueError(f"order must be 'exact' or 'first', got {order!r}")
     if not solution.converged:
-        warnings.warn("the solution has not converged: its transfer operator is that of another point", stacklevel=2)
+        warnings.warn(
+            "the solution has not converged: its transfer operator is that of another point", stacklevel=2
+        )
     with torch.autocast(dH0.device.type, enabled=False):
         hessian = _ReducedHessian(solution)
         dH0 = dH0.to(solution.H.dtype)
@@ -256,7 +261,9 @@ class _ReducedHessian:
             image = self.apply(direction)
             curvature = _inner(direction, image)
             if bool((curvature <= 0)[active].any()):
-                raise RuntimeError("solution must be a strict minimum, got a direction of no or negative curvature")
+                raise RuntimeError(
+                    "solution must be a strict minimum, got a direction of no or negative curvature"
+                )
             step = torch.where(active, slope / curvature, 0)[..., None, None]
             solved = solved + step * direction
             residual = residual - step * image

@@ -1,0 +1,221 @@
+"""Many small networks trained at once on the same batches, end to end or layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from neuralcollapse.metrics import nc1, nc2, nc3
+from neuralcollapse.statistics import Stats, class_stats
+
+
+@dataclass(frozen=True)
+class Data:
+    """Inputs `[N, D]` or images and labels `[N]`, for training and testing."""
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    num_classes: int
+
+    def to(self, device: torch.device) -> Data:
+        """The same on a device."""
+        tensors = (self.train_x, self.train_y, self.test_x, self.test_y)
+        return Data(*(tensor.to(device) for tensor in tensors), self.num_classes)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Stochastic gradient descent with momentum on the squared loss."""
+
+    num_epochs: int
+    batch_size: int = 100
+    learning_rate: float = 0.05
+    weight_decay: float = 5e-4
+    num_looks: int = 10
+
+    @property
+    def milestones(self) -> list[int]:
+        """Epochs after which the learning rate falls to a tenth."""
+        return [self.num_epochs // 2, 3 * self.num_epochs // 4]
+
+    def is_look(self, epoch: int) -> bool:
+        """Whether to measure after this epoch, counted from 1."""
+        return epoch == self.num_epochs or epoch % max(1, self.num_epochs // self.num_looks) == 0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """By how much the weight decay of the feature layers and of the head is multiplied."""
+
+    name: str
+    features: float = 1.0
+    head: float = 1.0
+
+
+@dataclass
+class Trace:
+    """One network's collapse while it trains, on the training set, and its accuracy in the end (%)."""
+
+    epochs: list[int] = field(default_factory=list)
+    nc1: list[float] = field(default_factory=list)
+    nc1_trace: list[float] = field(default_factory=list)
+    nc2: list[float] = field(default_factory=list)
+    nc3: list[float] = field(default_factory=list)
+    train_accuracy: float = 0.0
+    test_accuracy: float = 0.0
+
+    def look(self, epoch: int, stats: Stats, head: Tensor) -> None:
+        """Enter the metrics after an epoch."""
+        self.epochs.append(epoch)
+        self.nc1.append(float(nc1(stats)))
+        self.nc1_trace.append(float(nc1(stats, "trace")))
+        self.nc2.append(float(nc2(stats)))
+        self.nc3.append(float(nc3(stats, head)))
+
+
+class Perceptrons:
+    """`len(decay)` perceptrons of the same shape, as batched matrices; no bias in the head."""
+
+    def __init__(self, sizes: list[int], num_classes: int, initial: list[Tensor], num_networks: int) -> None:
+        weights = [*pairwise(sizes), (sizes[-1], num_classes)]
+        assert len(initial) == len(weights)
+        self.layers = [tensor.expand(num_networks, -1, -1).clone() for tensor in initial[:-1]]
+        self.biases = [weight.new_zeros(num_networks, 1, weight.shape[2]) for weight in self.layers]
+        self.head = initial[-1].expand(num_networks, -1, -1).clone()
+        for parameter in self.parameters():
+            parameter.requires_grad_()
+
+    def parameters(self) -> list[Tensor]:
+        """Feature layers, their biases, then the head."""
+        return [*self.layers, *self.biases, self.head]
+
+    def features(self, x: Tensor) -> Tensor:
+        """What enters the heads, `[M, B, d]`, of inputs `[B, D]`."""
+        hidden = x.expand(self.head.shape[0], -1, -1)
+        for weight, bias in zip(self.layers, self.biases, strict=True):
+            hidden = torch.baddbmm(bias, hidden, weight).relu()
+        return hidden
+
+
+def initial_weights(sizes: list[int], num_classes: int, generator: torch.Generator) -> list[Tensor]:
+    """He's initialisation of each layer, and a head of unit gain."""
+    shapes = [*pairwise(sizes), (sizes[-1], num_classes)]
+    gains = [2.0] * (len(sizes) - 1) + [1.0]
+    return [
+        torch.randn(1, *shape, generator=generator) * (gain / shape[0]) ** 0.5
+        for shape, gain in zip(shapes, gains, strict=True)
+    ]
+
+
+def train(
+    networks: Perceptrons,
+    x: Tensor,
+    y: Tensor,
+    decay: tuple[Tensor, Tensor],
+    training: Training,
+    generator: torch.Generator,
+    after_epoch: Callable[[int], None],
+) -> None:
+    """Train all networks on the same batches; `decay` `[M]` of feature layers and head."""
+    parameters = networks.parameters()
+    optimizer = torch.optim.SGD(parameters, training.learning_rate, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, training.milestones)
+    targets = one_hot(y).to(x.dtype)
+    for epoch in range(1, training.num_epochs + 1):
+        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(training.batch_size):
+            outputs = networks.features(x[rows]) @ networks.head
+            loss = (outputs - targets[rows]).square().sum(2).mean(1) / 2
+            for parameter in parameters:
+                strength = decay[1] if parameter is networks.head else decay[0]
+                loss = loss + strength / 2 * parameter.square().sum((1, 2))
+            optimizer.zero_grad()
+            loss.sum().backward()
+            optimizer.step()
+        schedule.step()
+        after_epoch(epoch)
+
+
+def train_arms(
+    data: Data,
+    sizes: list[int],
+    arms: list[Arm],
+    num_replicas: int,
+    training: Training,
+    generator: torch.Generator,
+    report: Callable[[float, str], None],
+) -> list[list[Trace]]:
+    """One network per arm and replica, `[replica][arm]`; the arms of a replica start from the same weights."""
+    device = data.train_x.device
+    decays = tuple(
+        torch.tensor([training.weight_decay * getattr(arm, part) for arm in arms], device=device)
+        for part in ("features", "head")
+    )
+    replicas = []
+    for replica in range(num_replicas):
+        initial = [tensor.to(device) for tensor in initial_weights(sizes, data.num_classes, generator)]
+        networks = Perceptrons(sizes, data.num_classes, initial, len(arms))
+        traces = [Trace() for _ in arms]
+        replicas.append(traces)
+
+        def after_epoch(
+            epoch: int, replica: int = replica, networks: Perceptrons = networks, traces: list[Trace] = traces
+        ) -> None:
+            if training.is_look(epoch):
+                _look(networks, data, traces, epoch)
+            report((replica + epoch / training.num_epochs) / num_replicas, f"weight decay, epoch {epoch}")
+
+        train(networks, data.train_x, data.train_y, (decays[0], decays[1]), training, generator, after_epoch)
+    return replicas
+
+
+@torch.no_grad()
+def _look(networks: Perceptrons, data: Data, traces: list[Trace], epoch: int) -> None:
+    features = networks.features(data.train_x)
+    fitted = (features @ networks.head).argmax(2) == data.train_y
+    tested = (networks.features(data.test_x) @ networks.head).argmax(2) == data.test_y
+    for index, trace in enumerate(traces):
+        stats = class_stats(features[index].double(), data.train_y, data.num_classes)
+        trace.look(epoch, stats, networks.head[index].mT.double())
+        trace.train_accuracy = 100 * float(fitted[index].double().mean())
+        trace.test_accuracy = 100 * float(tested[index].double().mean())
+
+
+def train_layer_by_layer(
+    data: Data,
+    width: int,
+    depth: int,
+    training: Training,
+    generator: torch.Generator,
+    report: Callable[[float, str], None],
+) -> tuple[list[Tensor], list[float]]:
+    """Add one layer at a time, trained with a head of its own on the frozen ones before.
+
+    Returns:
+        The features `[N, width]` of each layer on the training set, and its training accuracy (%).
+    """
+    device = data.train_x.device
+    inputs, features, accuracy = data.train_x, [], []
+    decay = torch.tensor([training.weight_decay], device=device)
+    for layer in range(depth):
+        sizes = [inputs.shape[1], width]
+        initial = [tensor.to(device) for tensor in initial_weights(sizes, data.num_classes, generator)]
+        network = Perceptrons(sizes, data.num_classes, initial, 1)
+
+        def after_epoch(epoch: int, layer: int = layer) -> None:
+            done = (layer + epoch / training.num_epochs) / depth
+            report(done, f"layer {layer + 1}, epoch {epoch}")
+
+        train(network, inputs, data.train_y, (decay, decay), training, generator, after_epoch)
+        with torch.no_grad():
+            inputs = network.features(inputs)[0]
+            right = (inputs @ network.head[0]).argmax(1) == data.train_y
+        features.append(inputs)
+        accuracy.append(100 * float(right.double().mean()))
+    return features, accuracy

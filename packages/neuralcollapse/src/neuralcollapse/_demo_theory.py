@@ -1,0 +1,178 @@
+"""The near-features model held against experiment: transfer operator, spectrum, central path, next layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuralcollapse.flow import central_path
+from neuralcollapse.metrics import nc1
+from neuralcollapse.model import Moments, class_columns, near_features, proximal_step, ufm_minimizer
+from neuralcollapse.statistics import class_stats
+from neuralcollapse.transfer import predicted_spectrum, transfer, transfer_spectrum
+
+Curve = dict[str, Any]
+
+
+def transfer_error(betas: list[float], generator: torch.Generator) -> tuple[Curve, float]:
+    """How far the operators are from solving again with perturbed features, and the slope of the first order's."""
+    num_classes, dim, size, lam_w, lam_h = 3, 8, 6, 0.3, 0.2
+    _, collapsed = ufm_minimizer(num_classes, dim, size, lam_w, lam_h, generator=generator)
+    H0 = collapsed + 0.1 * torch.randn(collapsed.shape, generator=generator, dtype=collapsed.dtype)
+    direction = torch.randn(collapsed.shape, generator=generator, dtype=collapsed.dtype)
+    direction /= direction.norm()
+    Y = torch.eye(num_classes, dtype=H0.dtype).repeat_interleave(size, dim=1)
+    errors: dict[str, list[float]] = {"first order in 1/beta": [], "exact operator": []}
+    for beta in betas:
+        solution = near_features(H0, Y, lam_w, lam_h, beta, tol=1e-14)
+        ends = [
+            near_features(H0 + sign * 1e-4 * direction, Y, lam_w, lam_h, beta, tol=1e-14).H
+            for sign in (1, -1)
+        ]
+        seen = (ends[0] - ends[1]) / 2e-4
+        errors["first order in 1/beta"].append(
+            float((transfer(direction, solution, order="first") - seen).norm())
+        )
+        errors["exact operator"].append(float((transfer(direction, solution) - seen).norm()))
+    x, y = (torch.tensor(values).log() for values in (betas, errors["first order in 1/beta"]))
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    curve = {
+        "title": "Transfer operator against solving again with perturbed features",
+        "x_label": "beta",
+        "y_label": "|F dH0 - dH| / |dH0|",
+        "x_scale": "log",
+        "y_scale": "log",
+        "series": {name: {"x": betas, "y": values} for name, values in errors.items()},
+    }
+    return curve, slope
+
+
+def staircase(lam_hs: list[float], generator: torch.Generator) -> tuple[Curve, float]:
+    """Singular values of `F_kk` at collapse for several `lam_h`, and their largest distance from closed form."""
+    num_classes, dim, size, lam_w, beta = 3, 6, 4, 0.6, 200.0
+    Y = torch.eye(num_classes, dtype=torch.float64).repeat_interleave(size, dim=1)
+    series, worst = {}, 0.0
+    for lam_h in lam_hs:
+        _, H = ufm_minimizer(num_classes, dim, size, lam_w, lam_h, generator=generator)
+        found = transfer_spectrum(near_features(H, Y, lam_w, lam_h, beta))
+        expected = predicted_spectrum(num_classes, dim, size, lam_w, lam_h, beta, order="exact")
+        worst = max(worst, float((found.diagonal - expected.diagonal).abs().max()))
+        worst = max(worst, float((found.off_diagonal - expected.off_diagonal).abs().max()))
+        values = found.diagonal.tolist()
+        series[f"lam_h = {lam_h:g}"] = {"x": list(range(1, len(values) + 1)), "y": values}
+    curve = {
+        "title": "Within a class: singular values of F_kk at collapse (lam_w = 0.6, beta = 200)",
+        "x_label": "index",
+        "y_label": "singular value",
+        "series": series,
+    }
+    return curve, worst
+
+
+@dataclass(frozen=True)
+class FlowCheck:
+    """The central path of real features: its curve, and how often its theorem holds (%)."""
+
+    curve: Curve
+    holds: float
+
+
+def follow_path(features: Tensor, labels: Tensor, num_classes: int, lam: float, num_times: int) -> FlowCheck:
+    """Collapse features of a network along the central path."""
+    H0, Y = class_columns(features, labels, num_classes)
+    times = torch.linspace(0, 20, num_times).tolist()
+    path = central_path(H0, Y, lam, lam, torch.tensor(times), "implicit", max_step=0.25)
+    growth = (2 * lam * path.times).exp()
+    within, between = growth * path.within_trace, growth * path.between_trace
+    steps = torch.stack([path.nc1.diff() < 0, within.diff() <= 0, between.diff() > 0])
+    series = {
+        "NC1~": path.nc1 / path.nc1[0],
+        "exp(2 lam_h t) Tr Sigma_W": within / within[0],
+        "exp(2 lam_h t) Tr Sigma_B": between / between[0],
+    }
+    curve = {
+        "title": "Central path of the first layer's features",
+        "x_label": "t",
+        "y_label": "relative to t = 0",
+        "y_scale": "log",
+        "series": {name: {"x": times, "y": values.tolist()} for name, values in series.items()},
+    }
+    return FlowCheck(curve, 100 * float(steps.double().mean()))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Mean error of each rule's `log NC1~` of the next layer, and the curve."""
+
+    error: dict[str, float]
+    curve: Curve
+
+
+def forecast_next_layer(
+    layers: list[Tensor],
+    labels: Tensor,
+    num_classes: int,
+    lam: float,
+    betas: list[float],
+    report: Callable[[float, str], None],
+) -> Forecast:
+    """Predict each layer's NC1~ from the layer before, the rule's one number fitted on the other transitions."""
+    actual = [
+        math.log(nc1(class_stats(layer, labels, num_classes, cov="trace"), "trace")) for layer in layers
+    ]
+    modelled = []
+    for number, layer in enumerate(layers[:-1]):
+        start = Moments.of(*class_columns(_at_model_scale(layer, labels, num_classes), labels, num_classes))
+        modelled.append([_log_nc1(start, lam, beta) for beta in betas])
+        report((number + 1) / len(layers), f"predicting layer {number + 2}")
+    predicted: dict[str, list[float]] = {
+        "no change": actual[:-1],
+        "constant ratio": [],
+        "near-features model": [],
+    }
+    transitions = range(len(layers) - 1)
+    for left_out in transitions:
+        others = [other for other in transitions if other != left_out]
+        # The median step minimises the mean absolute error, which beta is chosen by, too.
+        step = float(torch.tensor([actual[other + 1] - actual[other] for other in others]).quantile(0.5))
+        predicted["constant ratio"].append(actual[left_out] + step)
+        best = min(
+            range(len(betas)),
+            key=lambda b: sum(abs(modelled[other][b] - actual[other + 1]) for other in others),
+        )
+        predicted["near-features model"].append(modelled[left_out][best])
+    depth = list(range(2, len(layers) + 1))
+    series = {"measured": actual[1:], **predicted}
+    return Forecast(
+        error={
+            name: sum(abs(a - b) for a, b in zip(values, actual[1:], strict=True)) / len(values)
+            for name, values in predicted.items()
+        },
+        curve={
+            "title": "NC1~ of a layer, from the features of the layer before",
+            "x_label": "layer",
+            "y_label": "NC1~",
+            "y_scale": "log",
+            "series": {
+                name: {"x": depth, "y": [math.exp(value) for value in values]}
+                for name, values in series.items()
+            },
+        },
+    )
+
+
+def _at_model_scale(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Features whose class means have unit length in the mean square, as those of the model nearly have."""
+    stats = class_stats(features, labels, num_classes, cov="trace")
+    return features / stats.mean.square().sum(1).mean().sqrt()
+
+
+def _log_nc1(start: Moments, lam: float, beta: float) -> float:
+    end = start.moved(proximal_step(start, lam, lam, beta, tol=1e-5, max_iter=300).gain)
+    centred = end.mean - end.mean.mean(1, keepdim=True)
+    return math.log(end.within.diagonal().sum() * start.mean.shape[1] / centred.square().sum())
