@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 from test_run import wait_for
@@ -13,11 +14,21 @@ pytest.importorskip("ray")
 CLUSTER = ("--cluster", "local", "--jobs", "2")
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """Skip where Ray itself cannot start: too little shared memory, no network interface, a sandbox."""
+    start = "import ray; ray.init(address='local', num_cpus=1, include_dashboard=False)"
+    try:
+        subprocess.run([sys.executable, "-c", start], check=True, capture_output=True, timeout=150)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"Ray cannot start a cluster on this machine: {error}")
+
+
 def kept_in(folder):
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
 
 
-def test_two_workers_give_what_one_machine_gives_and_repeat_nothing(installed):
+def test_two_workers_give_what_one_machine_gives_and_repeat_nothing(installed, cluster):
     installed.add("meeting")
     done = installed.run("meeting", "--seeds", "2", *CLUSTER)  # each waits for the other: both run at once
     assert done.returncode == 0, done.stderr
@@ -30,7 +41,7 @@ def test_two_workers_give_what_one_machine_gives_and_repeat_nothing(installed):
     assert sorted(installed.logged()) == ["meeting 0", "meeting 1"]
 
 
-def test_a_worker_that_dies_is_tried_once_more_and_then_reported(installed):
+def test_a_worker_that_dies_is_tried_once_more_and_then_reported(installed, cluster):
     for name in ("deadly", "deadly_once", "raising", "hanging"):
         installed.add(name)
     done = installed.run("good", "deadly", "deadly_once", "raising", "hanging", "--timeout", "6", *CLUSTER)
@@ -49,7 +60,7 @@ def test_a_worker_that_dies_is_tried_once_more_and_then_reported(installed):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_what_had_finished_survives_the_end_of_the_command(installed, how):
+def test_what_had_finished_survives_the_end_of_the_command(installed, cluster, how):
     installed.add("slow")
     command = installed.command("run", "slow", "--seeds", "2", "--out", str(installed.out), *CLUSTER)
     first = installed.out / "slow" / "laptop-0.json"
