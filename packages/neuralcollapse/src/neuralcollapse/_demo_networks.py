@@ -26,8 +26,8 @@ class Data:
 
     def to(self, device: torch.device) -> Data:
         """The same on a device."""
-        tensors = (self.train_x, self.train_y, self.test_x, self.test_y)
-        return Data(*(tensor.to(device) for tensor in tensors), self.num_classes)
+        train_x, train_y = self.train_x.to(device), self.train_y.to(device)
+        return Data(train_x, train_y, self.test_x.to(device), self.test_y.to(device), self.num_classes)
 
 
 @dataclass(frozen=True)

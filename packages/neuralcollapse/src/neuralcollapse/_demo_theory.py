@@ -29,9 +29,9 @@ def transfer_error(betas: list[float], generator: torch.Generator) -> tuple[Curv
     Y = torch.eye(num_classes, dtype=H0.dtype).repeat_interleave(size, dim=1)
     errors: dict[str, list[float]] = {"first order in 1/beta": [], "exact operator": []}
     for beta in betas:
-        solution = near_features(H0, Y, lam_w, lam_h, beta, tol=1e-14)
+        solution = near_features(H0, Y, lam_w, lam_h, beta, tol=1e-13)
         ends = [
-            near_features(H0 + sign * 1e-4 * direction, Y, lam_w, lam_h, beta, tol=1e-14).H
+            near_features(H0 + sign * 1e-4 * direction, Y, lam_w, lam_h, beta, tol=1e-13).H
             for sign in (1, -1)
         ]
         seen = (ends[0] - ends[1]) / 2e-4

@@ -312,7 +312,7 @@ def _result(
             "data": data,
             "model": f"one layer of {settings.width} at a time up to {settings.depth}; for weight decay {network}; "
             "squared loss, no bias in the head",
-            "budget": f"{settings.layerwise.num_epochs} epochs a layer, {arms.num_epochs} epochs for each weight decay, "
+            "budget": f"{settings.layerwise.num_epochs} epochs a layer, {arms.num_epochs} for each weight decay, "
             f"mean of {settings.num_replicas} initialisations; SGD, momentum 0.9, learning rate "
             f"{arms.learning_rate:g} falling to a hundredth, weight decay {arms.weight_decay:g}; arms of one "
             "initialisation see the same batches. Metrics on the training set",

@@ -337,7 +337,7 @@ def proximal_step(
     start: Moments, lam_w: float, lam_h: float, beta: float, tol: float, max_iter: int
 ) -> ProximalStep:
     """`near_features` on moments."""
-    tol = max(tol, 10 * torch.finfo(start.mean.dtype).eps)
+    tol = max(tol, 100 * torch.finfo(start.mean.dtype).eps)
     dim, num_classes = start.mean.shape
     gain = torch.eye(dim, dim + num_classes, dtype=start.mean.dtype, device=start.mean.device)
     weight = start.best_weight(lam_w)
