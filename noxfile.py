@@ -140,6 +140,14 @@ def evidence(session, package):
 
 
 @nox.session
+def recipes(session):
+    """Draw the figures of the recipes anew: nox -s recipes -- [NAME...]."""
+    workspace(session)
+    names = session.posargs or sorted(path.stem for path in ROOT.glob("docs/recipes/*.py"))
+    session.run("python", "-m", "armillary.workspace.figures", *names)
+
+
+@nox.session
 @packages
 def build(session, package):
     """Build one package's sdist and wheel into dist/."""

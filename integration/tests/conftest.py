@@ -84,7 +84,7 @@ def raising(preset="laptop", *, seed=0, device="cpu", progress=None):
 
 def hanging(preset="laptop", *, seed=0, device="cpu", progress=None):
     print("last words", file=sys.stderr, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 
 def killed(preset="laptop", *, seed=0, device="cpu", progress=None):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -136,14 +136,14 @@ class Installed:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "armillary.cli", *arguments]
 
-    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         command = self.command(*arguments)
         return subprocess.run(
-            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=240
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=timeout
         )
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.call("run", *arguments, "--out", str(self.out))
+    def run(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return self.call("run", *arguments, "--out", str(self.out), timeout=timeout)
 
     def logged(self) -> list[str]:
         return self.log.read_text().split("\n")[:-1] if self.log.exists() else []

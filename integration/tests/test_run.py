@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from importlib.metadata import entry_points
 
 import pytest
 
@@ -70,6 +71,20 @@ def test_every_kind_of_failure_is_reported_and_the_others_go_on(installed):
     assert "last words" in report  # what the hanging demo had printed
     assert "Traceback (most recent call last)" in report
     assert "Holds on 1 of 1 seed" in done.stdout
+
+
+def test_every_method_gives_a_result_beside_demos_that_fail(installed):
+    broken = {"hanging", "killed", "nan"}
+    for name in broken:
+        installed.add(name)
+    options = ("--preset", "smoke", "--jobs", "2", "--timeout", "120")
+    done = installed.run("--all", *options, timeout=900)
+    failed = {path.parent.name for path in installed.out.glob("*/*.failure.json")}
+    assert failed == broken, done.stderr
+    kept = {path.parent.name for path in installed.out.glob("*/smoke-0.json")}
+    methods = {method.name for method in entry_points(group="armillary.demos")}
+    assert kept == methods | {"good"}
+    assert len(methods) >= 9  # the repository's own, not only the fake ones
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_storage import a_run
 
+from armillary.contract import Figure
 from armillary.workspace import tables
 from armillary.workspace.evidence import collect, speed
+from armillary.workspace.figures import draw
 from armillary.workspace.release import ReleaseError, archive_problems, digest, has_changelog_entry, release
 from armillary.workspace.scaffold import scaffold
 
@@ -200,3 +202,33 @@ def test_every_package_of_this_repository_is_part_of_the_frame():
     from armillary.catalog import installed
 
     assert {package.name for package in tables.packages(ROOT)} <= installed().keys()
+
+
+def test_every_recipe_has_its_module_script_page_and_figure():
+    modules = {path.stem for path in (ROOT / "integration/src/armillary/recipes").glob("[a-z]*.py")}
+    assert modules
+    for place in ("docs/recipes/*.py", "docs/evidence/recipes/*.json"):
+        assert {path.stem for path in ROOT.glob(place)} == modules
+    index = (ROOT / "docs/pages/recipes/index.md").read_text()
+    for name in modules:
+        page = f"{name.replace('_', '-')}.md"
+        text = (ROOT / "docs/pages/recipes" / page).read_text()
+        assert f"<!-- recipe:{name} -->" in text
+        assert f"docs/recipes/{name}.py" in text
+        assert f"::: armillary.recipes.{name}" in text
+        assert f"]({page})" in index
+        Figure.model_validate_json((ROOT / "docs/evidence/recipes" / f"{name}.json").read_text())
+
+
+def test_a_script_that_gives_no_figure_is_refused(tmp_path):
+    scripts = tmp_path / "docs" / "recipes"
+    scripts.mkdir(parents=True)
+    (scripts / "good.py").write_text(
+        "def figure():\n    return {'images': [{'title': 'x', 'values': [[1.0]]}]}\n"
+    )
+    (scripts / "bad.py").write_text("def figure():\n    return {'curves': 3}\n")
+    draw(tmp_path, "good")
+    kept = tmp_path / "docs" / "evidence" / "recipes" / "good.json"
+    assert Figure.model_validate_json(kept.read_text()).images[0].values == [[1.0]]
+    with pytest.raises(ValueError, match="curves"):
+        draw(tmp_path, "bad")

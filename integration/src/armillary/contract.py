@@ -87,6 +87,13 @@ class Image(_Strict):
         return self
 
 
+class Figure(_Strict):
+    """Plots that stand by themselves, such as those of a recipe."""
+
+    curves: list[Curve] = []
+    images: list[Image] = []
+
+
 class Setting(BaseModel):
     """Enough to judge fairness; further keys are welcome."""
 
