@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch import nn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -101,3 +102,136 @@ class TestLanguageModel:
 
         with pytest.raises(ValueError, match="depths must be increasing numbers in"):
             nested_models(self.llama(), depths)
+
+
+class TestTrainingProbes:
+    @staticmethod
+    def probes(**changes):
+        from armillary.recipes.training_probes import TrainingProbes
+        from localcomplexity import LocalComplexity
+        from neuralcollapse import NCMeter
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
+        x, y = torch.randn(60, 3), torch.arange(60) % 2
+        options = {
+            "points": {"train": x, "random": torch.rand(9, 3)},
+            "loader": [(x[:30], y[:30]), (x[30:], y[30:])],
+        }
+        complexity = LocalComplexity(model, num_directions=3, radius=0.2)
+        return (
+            model,
+            x,
+            y,
+            TrainingProbes(complexity, NCMeter(model, layers=["1"], head="3"), **options | changes),
+        )
+
+    def test_they_measure_what_the_packages_measure_by_themselves(self):
+        from localcomplexity import LocalComplexity
+        from neuralcollapse import class_stats, nc1
+
+        model, x, y, probes = self.probes()
+        found = probes()
+        again = LocalComplexity(model, num_directions=3, radius=0.2)
+        assert found["local_complexity/train"] == pytest.approx(float(again(x).mean()))
+        with torch.no_grad():
+            stats = class_stats(model[:2](x).double(), y, 2)
+        assert found["neural_collapse/1/nc1"] == pytest.approx(float(nc1(stats)), rel=1e-4)
+        assert {"neural_collapse/3/nc3", "neural_collapse/3/nc4"} <= found.keys()
+        assert "neural_collapse/1/nc3" not in found
+
+    def test_a_run_with_probes_is_the_run_without_them(self):
+        def train(watched):
+            model, x, y, probes = self.probes()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            torch.manual_seed(1)
+            for _ in range(5):
+                if watched:
+                    probes()
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+            return model
+
+        watched, plain = train(True), train(False)
+        assert watched.training
+        for mine, theirs in zip(watched.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+    def test_the_log_keeps_what_it_is_given_and_refuses_other_names(self, tmp_path):
+        from armillary.recipes.training_probes import TensorBoardLog
+
+        for folder in (None, tmp_path / "runs"):
+            log = TensorBoardLog(folder)
+            log.add(1, {"a": 1.0})
+            log.add(3, {"a": 2.0})
+            log.close()
+            assert (log.steps, log.scalars) == ([1, 3], {"a": [1.0, 2.0]})
+            with pytest.raises(ValueError, match="scalars must be the same at every step"):
+                log.add(4, {"b": 0.0})
+
+    def test_points_are_needed(self):
+        with pytest.raises(ValueError, match="points must name at least one set"):
+            self.probes(points={})
+
+
+class TestContinualStream:
+    @staticmethod
+    def stream(**options):
+        from armillary.recipes.continual_stream import ContinualStream
+
+        torch.manual_seed(0)
+        backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.BatchNorm1d(12), nn.ReLU())
+        return ContinualStream(backbone, 12, **{"max_classes": 6, "buffer_size": 64} | options)
+
+    @staticmethod
+    def data(num_classes, seed=0, count=240):
+        generator = torch.Generator().manual_seed(seed)
+        centres = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(9))
+        labels = torch.arange(count) % num_classes
+        return (centres[labels] + 0.05 * torch.randn(count, 1, 4, 4, generator=generator)).clamp(0, 1), labels
+
+    def test_classes_in_turn_are_as_all_at_once(self):
+        x, y = self.data(6)
+        together, in_turn = self.stream(), self.stream()
+        together.learn(x, y)
+        for label in range(6):
+            in_turn.learn(x[y == label], y[y == label])
+        torch.testing.assert_close(in_turn.classifier.weight, together.classifier.weight)
+        assert in_turn.collapse() == pytest.approx(together.collapse())
+
+    def test_a_deployed_copy_adapts_and_leaves_the_stream_alone(self):
+        x, y = self.data(4)
+        stream = self.stream()
+        stream.learn(x, y)
+        before = [
+            tensor.clone() for tensor in (*stream.backbone.state_dict().values(), stream.classifier.weight)
+        ]
+        adapter = stream.deploy(functools.partial(torch.optim.Adam, lr=1e-3))
+        with torch.no_grad(), adapter.source_statistics():
+            scores = stream.classifier(stream.expand(stream.backbone(x))) / 0.1
+            torch.testing.assert_close(adapter.predict(x), 2 * scores.float(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(adapter.prototypes[1], stream.backbone(x[y == 1]).mean(0))
+        weights = [parameter.detach().clone() for parameter in adapter.student.parameters()]
+        for _ in range(3):
+            assert adapter(x).shape == (240, 4)
+        changed = zip(adapter.student.parameters(), weights, strict=True)
+        assert any(not torch.equal(now, then) for now, then in changed)
+        after = (*stream.backbone.state_dict().values(), stream.classifier.weight)
+        assert all(torch.equal(now, then) for now, then in zip(after, before, strict=True))
+
+        stream.learn(*self.data(6, seed=1))  # and the next deployment knows the new classes
+        assert stream.deploy(torch.optim.Adam)(x).shape == (240, 6)
+
+    def test_bad_input_is_named(self):
+        stream = self.stream()
+        stream.learn(*self.data(2))
+        with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+            stream.deploy(torch.optim.Adam, temperature=0)
+        with pytest.raises(ValueError, match=r"labels must lie in \[0, 6\)"):
+            stream.learn(torch.rand(2, 1, 4, 4), torch.tensor([0, 6]))
+        assert stream.classifier.num_classes == 2  # nothing of it was learned
+        x, y = self.data(2)
+        stream.learn(x, y + 3)
+        with pytest.raises(ValueError, match=r"got none of \[2\]"):
+            stream.deploy(torch.optim.Adam)
