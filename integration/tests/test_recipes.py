@@ -235,3 +235,48 @@ class TestContinualStream:
         stream.learn(x, y + 3)
         with pytest.raises(ValueError, match=r"got none of \[2\]"):
             stream.deploy(torch.optim.Adam)
+
+
+class TestPhysics:
+    @staticmethod
+    def flows(count, seed, steps=6):
+        """Two patterns that decay at their own rates: exactly linear dynamics."""
+        place = torch.arange(16, dtype=torch.float64) * 2 * torch.pi / 16
+        patterns = torch.stack(
+            [torch.sin(place)[:, None].expand(16, 16), torch.cos(2 * place).expand(16, 16)]
+        )
+        amplitudes = torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        decay = torch.tensor([0.9, 0.6], dtype=torch.float64) ** torch.arange(steps)[:, None]
+        return torch.einsum("bk,tk,kxy->btxy", amplitudes, decay, patterns)[:, :, None]
+
+    def test_a_linear_flow_is_forecast_exactly_and_its_eigenvalues_are_verified(self):
+        from armillary.recipes.physics import compare, fit_koopman
+        from koopmanlimits import Identity
+
+        koopman = fit_koopman(self.flows(8, 0), self.flows(4, 1), rank=2, dictionary=Identity(constant=True))
+        found = dict(zip(koopman.modes.values.real.sort().values.tolist(), [0.6, 0.9, 1.0], strict=True))
+        assert list(found) == pytest.approx(list(found.values()))
+        assert koopman.modes.residuals.max() < 1e-6
+
+        flows = self.flows(5, 2)
+        half = lambda fields, lead_time: fields * 0.5  # noqa: E731  (a network that is always half wrong)
+        errors = compare(flows, torch.linspace(0.2, 1, 5, dtype=torch.float64), koopman, half)
+        assert errors["koopman"].max() < 1e-4
+        truth, start = flows[:, 1], flows[:, 0]
+        expected = 100 * (start / 2 - truth).abs().sum((1, 2, 3)) / truth.abs().sum((1, 2, 3))
+        assert errors["network, direct"][0] == pytest.approx(expected.median().item())
+        assert errors["network, rollout"][1] != pytest.approx(errors["network, direct"][1].item())
+        assert errors["persistence"][-1] > errors["persistence"][0]
+
+    def test_bad_input_is_named(self):
+        from armillary.recipes.physics import compare, fit_koopman
+
+        good = self.flows(8, 0)
+        with pytest.raises(ValueError, match="flows and fresh must be"):
+            fit_koopman(good, good[:, :3], rank=2)
+        noise = torch.randn(8, 6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        with pytest.raises(ValueError, match="max_residual must leave at least one eigenpair"):
+            fit_koopman(noise[:6], noise[6:], rank=3, max_residual=1e-9)
+        koopman = fit_koopman(good, self.flows(4, 1), rank=2)
+        with pytest.raises(ValueError, match=r"lead_times must have shape \(5,\)"):
+            compare(good, torch.ones(3), koopman, lambda x, t: x)
