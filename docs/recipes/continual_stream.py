@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from armillary.recipes.continual_stream import ContinualStream
-from robustmeanteacher import continual_stream, corrupt
+from robustmeanteacher import TestTimeAugment, continual_stream, corrupt
 
 CORRUPTIONS = ["gaussian_noise", "gaussian_blur", "inversion", "contrast", "fog", "impulse_noise"]
 
@@ -49,7 +49,10 @@ def figure():
             separation["class-distance normalised variance"].append(found["cdnv"])
 
     adam = functools.partial(torch.optim.Adam, lr=1e-3)
-    fixed, adapted = stream.deploy(adam), stream.deploy(adam)
+    fixed = stream.deploy(adam)
+    adapted = stream.deploy(
+        adam, augment=TestTimeAugment(flip_probability=0.0)
+    )  # digits have a left and a right
     normalised = stream.deploy(adam)
     answers = {
         "no adaptation": fixed.release().eval(),  # the network as it was, without the batch's statistics

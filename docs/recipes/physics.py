@@ -33,11 +33,11 @@ def figure():
     network.eval()
 
     linear = fit_koopman(train, fresh, rank=24)
-    verified = fit_koopman(train, fresh, rank=24, max_residual=0.1)
+    verified = fit_koopman(train, fresh, rank=24, max_residual=0.2)
     errors = compare(test, times[1:], linear, network)
-    errors["koopman, residual below 0.1"] = compare(test, times[1:], verified, network)["koopman"]
+    errors["koopman, residual below 0.2"] = compare(test, times[1:], verified, network)["koopman"]
     x = times[1:].tolist()
-    order = linear.modes.values.abs().argsort()
+    residuals = linear.modes.residuals.tolist()
     return {
         "curves": [
             {
@@ -48,14 +48,9 @@ def figure():
             },
             {
                 "title": "What the Koopman eigenvalues are worth, measured on fresh flows",
-                "x_label": "modulus of the eigenvalue",
+                "x_label": "eigenpair, best first",
                 "y_label": "residual",
-                "series": {
-                    "eigenpairs": {
-                        "x": linear.modes.values.abs()[order].tolist(),
-                        "y": linear.modes.residuals[order].tolist(),
-                    }
-                },
+                "series": {"eigenpairs": {"x": list(range(1, len(residuals) + 1)), "y": residuals}},
             },
         ]
     }

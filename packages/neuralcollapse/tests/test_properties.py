@@ -1,8 +1,7 @@
 """What must hold for all features: the metrics' invariances, and the theorems about the models."""
 
-import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralcollapse import (
@@ -153,20 +152,23 @@ def test_collapsed_features_have_no_scatter_and_simplex_means_the_right_shape(se
     assert float(nc2(class_stats(frame[labels], labels, num_classes), "orthogonal")) < 1e-12
 
 
+@settings(max_examples=10)
 @given(SEEDS, PENALTIES, PENALTIES)
 def test_no_perturbation_improves_the_collapsed_minimiser(seed, lam_w, lam_h):
     generator = generated(seed)
     W, H = ufm_minimizer(3, 5, 4, lam_w, lam_h, generator=generator)
     Y = torch.eye(3, dtype=torch.float64).repeat_interleave(4, dim=1)
-    W.requires_grad_(), H.requires_grad_()
+    variables = W.clone().requires_grad_(), H.clone().requires_grad_()
+    gradients = torch.autograd.grad(objective(*variables, Y, lam_w, lam_h), variables)
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-12
     value = objective(W, H, Y, lam_w, lam_h)
-    assert max(float(grad.abs().max()) for grad in torch.autograd.grad(value, [W, H])) < 1e-12
-    for scale in torch.logspace(-3, 1, 20):
+    for scale in torch.logspace(-3, 1, 100):
         moved = [tensor + scale * randn(*tensor.shape, generator=generator) for tensor in (W, H)]
         assert float(objective(*moved, Y, lam_w, lam_h)) > float(value)
     torch.testing.assert_close(closed_form_w(H, Y, lam_w), W, rtol=1e-10, atol=1e-12)
 
 
+@settings(max_examples=15)
 @given(SEEDS, PENALTIES, PENALTIES, st.floats(0.2, 50))
 def test_the_solver_descends_to_a_stationary_point(seed, lam_w, lam_h, beta):
     H0, Y, _ = columns(seed)
@@ -207,6 +209,7 @@ def test_a_strong_pull_leaves_the_features_and_lowers_nc1(seed, lam_w, lam_h):
     torch.testing.assert_close(-12 * gradient, velocity, rtol=1e-10, atol=1e-12)
 
 
+@settings(max_examples=15)
 @given(SEEDS, PENALTIES, st.floats(0, 0.9), st.sampled_from(["rk4", "rk45", "implicit"]))
 def test_the_central_path_obeys_its_theorem(seed, lam_w, lam_h, method):
     H0, Y, _ = columns(seed)
@@ -218,6 +221,7 @@ def test_the_central_path_obeys_its_theorem(seed, lam_w, lam_h, method):
     assert bool(((growth * path.between_trace).diff() > 0).all())
 
 
+@settings(max_examples=15)
 @given(SEEDS, PENALTIES, PENALTIES, st.floats(2, 50))
 def test_transfer_predicts_what_solving_again_gives(seed, lam_w, lam_h, beta):
     _, H0 = ufm_minimizer(3, 5, 4, lam_w, lam_h, generator=generated(seed))
@@ -227,11 +231,12 @@ def test_transfer_predicts_what_solving_again_gives(seed, lam_w, lam_h, beta):
     solution = near_features(H0, Y, lam_w, lam_h, beta, tol=1e-13)
     predicted = transfer(change, solution)
     errors = []
-    for size in (1e-2, 1e-3):
+    for size in (1e-3, 1e-4):
         again = near_features(H0 + size * change, Y, lam_w, lam_h, beta, tol=1e-13).H
         errors.append(float(((again - solution.H) / size - predicted).norm() / predicted.norm()))
     assert errors[1] < 1e-3
-    assert errors[0] / errors[1] == pytest.approx(10, rel=0.5) or errors[0] < 1e-6  # the error is O(|dH0|)
+    # The error is proportional to the perturbation, down to what rounding leaves.
+    assert errors[1] < 0.12 * errors[0] + 1e-8
 
 
 @given(SEEDS, st.floats(2, 50))

@@ -8,6 +8,7 @@ import torch
 from torch.autograd.functional import hessian
 
 from neuralcollapse import (
+    StreamingStats,
     cdnv,
     central_path,
     class_columns,
@@ -97,17 +98,6 @@ def test_fewer_dimensions_than_classes():
     assert float(nc1(class_stats(features, labels, 6, cov="lowrank"))) == pytest.approx(expected)
 
 
-def test_many_classes_take_the_other_way_to_the_same_distances():
-    """More pairs times dimensions than are held at once."""
-    labels = torch.arange(300).repeat(2)
-    features = randn(600, 400)
-    stats = class_stats(features, labels, 300, cov="trace")
-    distance = torch.cdist(stats.mean, stats.mean).square()
-    quotient = (stats.within_trace[:, None] + stats.within_trace) / 2 / distance
-    first, second = torch.triu_indices(300, 300, 1)
-    torch.testing.assert_close(cdnv(stats), quotient[first, second].mean())
-
-
 @pytest.mark.parametrize("dim", [3, 6])
 def test_metrics_have_the_gradients_of_finite_differences(dim):
     labels = torch.arange(5).repeat(3)
@@ -157,7 +147,7 @@ def minimised(start, *, lam_w=LAM_W, lam_h=LAM_H, beta=0.0, H0=None):
     """What L-BFGS makes of classifier and features."""
     W, H = (tensor.clone().requires_grad_() for tensor in start)
     optimizer = torch.optim.LBFGS(
-        [W, H], max_iter=3000, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+        [W, H], max_iter=800, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe"
     )
 
     def closure():
@@ -170,7 +160,7 @@ def minimised(start, *, lam_w=LAM_W, lam_h=LAM_H, beta=0.0, H0=None):
     return W.detach(), H.detach()
 
 
-@pytest.mark.parametrize(("lam_w", "lam_h"), [(0.6, 0.3), (0.05, 0.4), (0.2, 0.01)])
+@pytest.mark.parametrize(("lam_w", "lam_h"), [(0.6, 0.3), (0.05, 0.4), (0.2, 0.03)])
 def test_optimisation_ends_in_the_closed_form(lam_w, lam_h):
     W, H = minimised((randn(K, D), randn(D, K * SIZE, seed=1)), lam_w=lam_w, lam_h=lam_h)
     expected_W, expected_H = ufm_minimizer(K, D, SIZE, lam_w, lam_h)
@@ -239,7 +229,7 @@ def flow_of_the_loss(H, time, num_steps):
 
 @pytest.mark.parametrize(
     ("method", "max_step", "error"),
-    [("rk4", None, 1e-7), ("rk45", None, 1e-7), ("euler", 0.01, 1e-2), ("implicit", 0.01, 1e-2)],
+    [("rk4", None, 1e-5), ("rk45", None, 1e-7), ("euler", 0.03, 1e-2), ("implicit", 0.03, 1e-2)],
 )
 def test_the_central_path_is_gradient_flow(method, max_step, error):
     H0 = randn(D, K * SIZE)
@@ -247,7 +237,7 @@ def test_the_central_path_is_gradient_flow(method, max_step, error):
         H0, Y, LAM_W, LAM_H, torch.tensor([0.0, 1.5, 3.0]), method, max_step=max_step, keep_features=True
     )
     torch.testing.assert_close(path.H[0], H0, rtol=0, atol=1e-14)
-    torch.testing.assert_close(path.H[2], flow_of_the_loss(H0, 3.0, 150), rtol=0, atol=error)
+    torch.testing.assert_close(path.H[2], flow_of_the_loss(H0, 3.0, 60), rtol=0, atol=error)
     stats = class_stats(path.H[1].mT, Y.argmax(0), K)
     torch.testing.assert_close(path.nc1[1], nc1(stats, "trace"))
     torch.testing.assert_close(path.within_trace[1], stats.within_cov.trace())
@@ -265,6 +255,16 @@ def test_halving_steps_shows_the_order_of_each_method():
             for step in (0.2, 0.1)
         )
         assert math.log2(float(coarse / fine)) == pytest.approx(order, abs=0.35)
+
+
+def test_a_tolerance_below_the_type_asks_for_what_the_type_can_give():
+    H0 = randn(D, K * SIZE)
+    exact, single = (
+        central_path(X, Y, 0.05, LAM_H, [1.0], "rk45", tol=1e-14, keep_features=True)
+        for X in (H0, H0.float())
+    )
+    assert single.H.dtype == torch.float32
+    torch.testing.assert_close(single.H.double(), exact.H, rtol=0, atol=1e-4)
 
 
 def test_a_proximal_step_is_the_near_features_model():
@@ -375,9 +375,20 @@ def test_float32_follows_its_inputs():
     )
 
 
-def test_one_pass_over_classes_of_unequal_size_says_how_it_weighs_them():
-    from neuralcollapse import StreamingStats
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_of_any_integer_type(dtype):
+    """Not taken for a mask, in either pass."""
+    features, labels = unbalanced()
+    stream = StreamingStats(4, 6, class_counts=torch.bincount(labels))
+    stream.update(features, labels.to(dtype))
+    second = stream.second_pass()
+    second.update(features, labels.to(dtype))
+    expected = class_stats(features, labels, 4)
+    for stats in (stream.compute(), second.compute(), class_stats(features, labels.to(dtype), 4)):
+        torch.testing.assert_close(nc1(stats), nc1(expected), rtol=1e-12, atol=0)
 
+
+def test_one_pass_over_classes_of_unequal_size_says_how_it_weighs_them():
     features, labels = unbalanced()
     stream = StreamingStats(4, 6)
     stream.update(features, labels)

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from neuralcollapse.flow import Path, central_path
+from neuralcollapse.flow import CentralPath, central_path
 from neuralcollapse.meter import NCMeter, NCReport
 from neuralcollapse.metrics import cdnv, nc1, nc2, nc3, nc4
 from neuralcollapse.model import (
@@ -13,15 +13,14 @@ from neuralcollapse.model import (
     objective,
     ufm_minimizer,
 )
-from neuralcollapse.statistics import Stats, class_stats
-from neuralcollapse.streaming import SecondPass, StreamingStats
+from neuralcollapse.statistics import SecondPass, Stats, StreamingStats, class_stats
 from neuralcollapse.transfer import BlockSpectrum, predicted_spectrum, transfer, transfer_spectrum
 
 __all__ = [
     "BlockSpectrum",
+    "CentralPath",
     "NCMeter",
     "NCReport",
-    "Path",
     "SecondPass",
     "Solution",
     "Stats",

@@ -38,12 +38,14 @@ class Training:
     batch_size: int = 100
     learning_rate: float = 0.05
     weight_decay: float = 5e-4
+    # Shares of the epochs after which the learning rate falls to a tenth.
+    drops: tuple[float, ...] = (0.5, 0.75)
     num_looks: int = 10
 
     @property
     def milestones(self) -> list[int]:
         """Epochs after which the learning rate falls to a tenth."""
-        return [self.num_epochs // 2, 3 * self.num_epochs // 4]
+        return [int(self.num_epochs * share) for share in self.drops]
 
     def is_look(self, epoch: int) -> bool:
         """Whether to measure after this epoch, counted from 1."""
@@ -123,22 +125,27 @@ def train(
     generator: torch.Generator,
     after_epoch: Callable[[int], None],
 ) -> None:
-    """Train all networks on the same batches; `decay` `[M]` of feature layers and head."""
+    """Train all networks on the same batches; `decay` `[M]` of feature layers and head.
+
+    Torch's optimizers know one weight decay for a tensor, and here each network of a tensor has its own.
+    """
     parameters = networks.parameters()
-    optimizer = torch.optim.SGD(parameters, training.learning_rate, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, training.milestones)
+    decays = [decay[1 if parameter is networks.head else 0][:, None, None] for parameter in parameters]
+    momenta = [torch.zeros_like(parameter) for parameter in parameters]
     targets = one_hot(y).to(x.dtype)
+    rate = training.learning_rate
     for epoch in range(1, training.num_epochs + 1):
         for rows in torch.randperm(len(x), generator=generator).to(x.device).split(training.batch_size):
             outputs = networks.features(x[rows]) @ networks.head
-            loss = (outputs - targets[rows]).square().sum(2).mean(1) / 2
-            for parameter in parameters:
-                strength = decay[1] if parameter is networks.head else decay[0]
-                loss = loss + strength / 2 * parameter.square().sum((1, 2))
-            optimizer.zero_grad()
-            loss.sum().backward()
-            optimizer.step()
-        schedule.step()
+            loss = (outputs - targets[rows]).square().sum(2).mean(1).sum() / 2
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for parameter, gradient, strength, momentum in zip(
+                    parameters, gradients, decays, momenta, strict=True
+                ):
+                    momentum.mul_(0.9).add_(gradient + strength * parameter)
+                    parameter.sub_(momentum, alpha=rate)
+        rate *= 0.1 ** training.milestones.count(epoch)
         after_epoch(epoch)
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, relu
-from torch.utils.data import DataLoader, TensorDataset
 
 from neuralcollapse._demo_networks import Arm, Data, Trace, Training
-from neuralcollapse.meter import NCMeter, NCReport
+from neuralcollapse.meter import NCMeter
 
 FOLDER = "NEURALCOLLAPSE_CIFAR10"
 _RECORD = 1 + 3 * 32 * 32
@@ -98,7 +97,8 @@ def train_resnets(
         def report_arm(fraction: float, message: str, number: int = number, arm: Arm = arm) -> None:
             report((number + fraction) / len(arms), f"{arm.name}: {message}")
 
-        model = ResNet18(data.num_classes, width, generator).to(data.train_x.device)
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw weights that are then replaced
+            model = ResNet18(data.num_classes, width, generator).to(data.train_x.device)
         traces.append(_train(model, data, arm, training, generator, report_arm))
     return traces
 
@@ -117,8 +117,8 @@ def _train(
     ]
     optimizer = torch.optim.SGD(groups, training.learning_rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, training.milestones)
-    loader = DataLoader(TensorDataset(data.train_x, data.train_y), 500)
-    meter = NCMeter(model, [], data.num_classes, head="head")
+    loader = list(zip(data.train_x.split(500), data.train_y.split(500), strict=True))
+    meter = NCMeter(model, layers=[], head="head")
     targets = one_hot(data.train_y, data.num_classes).to(data.train_x.dtype)
     trace = Trace()
     for epoch in range(1, training.num_epochs + 1):
@@ -132,15 +132,12 @@ def _train(
             optimizer.step()
         schedule.step()
         if training.is_look(epoch):
-            _enter(trace, epoch, meter.run(loader)["head"], model)
+            found = meter.run(loader, passes=1)["head"]
+            trace.look(epoch, found.stats, model.head.weight.detach().double())
         report(epoch / training.num_epochs, f"epoch {epoch}")
     trace.train_accuracy = _accuracy(model, data.train_x, data.train_y)
     trace.test_accuracy = _accuracy(model, data.test_x, data.test_y)
     return trace
-
-
-def _enter(trace: Trace, epoch: int, found: NCReport, model: ResNet18) -> None:
-    trace.look(epoch, found.stats, model.head.weight.detach().double())
 
 
 @torch.no_grad()

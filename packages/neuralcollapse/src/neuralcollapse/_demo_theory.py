@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from neuralcollapse.flow import central_path
 from neuralcollapse.metrics import nc1
@@ -86,7 +88,7 @@ def follow_path(features: Tensor, labels: Tensor, num_classes: int, lam: float, 
     """Collapse features of a network along the central path."""
     H0, Y = class_columns(features, labels, num_classes)
     times = torch.linspace(0, 20, num_times).tolist()
-    path = central_path(H0, Y, lam, lam, torch.tensor(times), "implicit", max_step=0.25)
+    path = central_path(H0, Y, lam, lam, times, "rk45", tol=1e-6)
     growth = (2 * lam * path.times).exp()
     within, between = growth * path.within_trace, growth * path.between_trace
     steps = torch.stack([path.nc1.diff() < 0, within.diff() <= 0, between.diff() > 0])
@@ -125,11 +127,18 @@ def forecast_next_layer(
     actual = [
         math.log(nc1(class_stats(layer, labels, num_classes, cov="trace"), "trace")) for layer in layers
     ]
-    modelled = []
+    coarse = []
     for number, layer in enumerate(layers[:-1]):
         start = Moments.of(*class_columns(_at_model_scale(layer, labels, num_classes), labels, num_classes))
-        modelled.append([_log_nc1(start, lam, beta) for beta in betas])
-        report((number + 1) / len(layers), f"predicting layer {number + 2}")
+        coarse.append([_log_nc1(start, lam, beta) for beta in betas])
+        report((number + 1) / (len(layers) - 1), f"predicting layer {number + 2}")
+    # Linear in log beta between the values tried, so that their spacing does not limit the fit.
+    modelled = interpolate(
+        torch.tensor(coarse, dtype=torch.float64)[None],
+        size=16 * (len(betas) - 1) + 1,
+        mode="linear",
+        align_corners=True,
+    )[0].tolist()
     predicted: dict[str, list[float]] = {
         "no change": actual[:-1],
         "constant ratio": [],
@@ -139,11 +148,11 @@ def forecast_next_layer(
     for left_out in transitions:
         others = [other for other in transitions if other != left_out]
         # The median step minimises the mean absolute error, which beta is chosen by, too.
-        step = float(torch.tensor([actual[other + 1] - actual[other] for other in others]).quantile(0.5))
+        step = median(actual[other + 1] - actual[other] for other in others)
         predicted["constant ratio"].append(actual[left_out] + step)
         best = min(
-            range(len(betas)),
-            key=lambda b: sum(abs(modelled[other][b] - actual[other + 1]) for other in others),
+            range(len(modelled[0])),
+            key=lambda index: sum(abs(modelled[other][index] - actual[other + 1]) for other in others),
         )
         predicted["near-features model"].append(modelled[left_out][best])
     depth = list(range(2, len(layers) + 1))
@@ -173,6 +182,6 @@ def _at_model_scale(features: Tensor, labels: Tensor, num_classes: int) -> Tenso
 
 
 def _log_nc1(start: Moments, lam: float, beta: float) -> float:
-    end = start.moved(proximal_step(start, lam, lam, beta, tol=1e-5, max_iter=300).gain)
+    end = start.moved(proximal_step(start, lam, lam, beta, tol=1e-4, max_iter=1000).gain)
     centred = end.mean - end.mean.mean(1, keepdim=True)
     return math.log(end.within.diagonal().sum() * start.mean.shape[1] / centred.square().sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neuralcollapse.model import Moments, check_columns, check_penalties, proximal_step
+from neuralcollapse.model import Moments, check_columns, check_penalties, check_positive, proximal_step
 
 Method = Literal["euler", "rk4", "rk45", "implicit"]
 
@@ -28,7 +28,7 @@ _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1
 
 
 @dataclass(frozen=True)
-class Path:
+class CentralPath:
     """Features along the central path.
 
     Attributes:
@@ -52,13 +52,13 @@ def central_path(
     Y: Tensor,
     lam_w: float,
     lam_h: float,
-    times: Tensor,
+    times: Tensor | Sequence[float],
     method: Method = "rk4",
     *,
     max_step: float | None = None,
     tol: float = 1e-8,
     keep_features: bool = False,
-) -> Path:
+) -> CentralPath:
     """Follow the features as they collapse, `dH/dt = -(W^T (W H - Y) + lam_h H)`, `W = W*(H)`, `H(0) = H0`.
 
     The flow of Han, Papyan and Donoho (2022) with the penalties of Section 4 of Tirer, Huang and Niles-Weed
@@ -81,7 +81,8 @@ def central_path(
         max_step: Longest step. By default one of guaranteed stability, `1/4` of
             `1 / (1 / (4 lam_w) + lam_h)`, since no singular value of `W*` exceeds `1 / (2 sqrt(lam_w))`; for
             `"rk45"` and `"implicit"` the time between two looks.
-        tol: Error allowed per step of `"rk45"`, relative and absolute, and to which `"implicit"` solves.
+        tol: Error allowed per step of `"rk45"`, relative and absolute, and to which `"implicit"` solves (never less
+            than the type resolves).
         keep_features: Return `H` at all times, too; memory `T d N`.
 
     Returns:
@@ -90,7 +91,6 @@ def central_path(
     Raises:
         TypeError: If `H0` is not floating point.
         ValueError: If shapes, labels or parameters do not fit.
-        RuntimeError: If `"rk45"` needs smaller steps than the type can tell apart.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -102,15 +102,19 @@ def central_path(
     """
     Y = check_columns(H0, Y, "H0")
     check_penalties(lam_w, lam_h)
-    looks = torch.as_tensor(times).double().tolist()
-    if not looks or looks[0] < 0 or any(after <= before for before, after in pairwise(looks)):
-        raise ValueError(f"times must be increasing and not negative, got {looks}")
+    looks = torch.as_tensor(times, dtype=torch.float64).flatten().tolist()
+    increasing = all(after > before for before, after in pairwise(looks))
+    if not (looks and looks[0] >= 0 and increasing and math.isfinite(looks[-1])):
+        raise ValueError(f"times must be increasing, finite and not negative, got {looks}")
     if method not in ("euler", "rk4", "rk45", "implicit"):
         raise ValueError(f"method must be 'euler', 'rk4', 'rk45' or 'implicit', got {method!r}")
-    if (max_step is not None and max_step <= 0) or tol <= 0:
-        raise ValueError(f"max_step and tol must be positive, got {max_step} and {tol}")
-    if max_step is None:
-        max_step = 0.25 / (0.25 / lam_w + lam_h) if method in ("euler", "rk4") else math.inf
+    check_positive("tol", tol)
+    if max_step is not None:
+        check_positive("max_step", max_step)
+    elif method in ("euler", "rk4"):
+        max_step = _stable_step(lam_w, lam_h)
+    else:
+        max_step = math.inf
 
     with torch.autocast(H0.device.type, enabled=False):
         H0 = H0.to(Y.dtype)
@@ -128,7 +132,7 @@ def central_path(
     within = torch.stack([point.within.diagonal().sum() for point in points])
     means = torch.stack([point.mean for point in points])
     between = (means - means.mean(2, keepdim=True)).square().sum((1, 2)) / num_classes
-    return Path(torch.tensor(looks).to(within), within / between, within, between, features)
+    return CentralPath(torch.tensor(looks).to(within), within / between, within, between, features)
 
 
 @dataclass(frozen=True)
@@ -183,25 +187,26 @@ class _Integrator:
         return gain
 
     def _adaptive(self, gain: Tensor, span: float) -> Tensor:
-        left, step = span, min(span, self.max_step, 0.25 / (0.25 / self.lam_w + self.lam_h))
+        left, step = span, min(span, self.max_step, _stable_step(self.lam_w, self.lam_h))
+        tol = max(self.tol, 100 * torch.finfo(gain.dtype).eps)
         velocity = self._velocity(gain)
         while left > 0:
             step = min(step, left)
-            if step < span * torch.finfo(gain.dtype).eps:
-                raise RuntimeError(
-                    f"rk45 cannot reach tol={self.tol} in {gain.dtype}: raise tol or use float64"
-                )
             stages = [velocity]
             for row in _STAGES:
                 trial = gain + step * _combine(row, stages)
                 stages.append(self._velocity(trial))
-            scale = self.tol * (1 + torch.maximum(gain.abs(), trial.abs()))
+            scale = tol * (1 + torch.maximum(gain.abs(), trial.abs()))
             error = float((step * _combine(_ERROR, stages) / scale).abs().max())
             if error <= 1:
                 left -= step
                 gain, velocity = trial, stages[-1]
             step = min(self.max_step, step * min(5.0, max(0.2, 0.9 * max(error, 1e-10) ** -0.2)))
         return gain
+
+
+def _stable_step(lam_w: float, lam_h: float) -> float:
+    return 0.25 / (0.25 / lam_w + lam_h)
 
 
 def _combine(row: tuple[float, ...], stages: list[Tensor]) -> Tensor:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from neuralcollapse.metrics import cdnv, nc1, nc2, nc3, nearest_class
-from neuralcollapse.statistics import Stats
-from neuralcollapse.streaming import StreamingStats
+from neuralcollapse.statistics import Stats, StreamingStats, distributed
 
 Pooling = Literal["mean", "token_mean", "flatten"] | Callable[[Tensor], Tensor]
 
@@ -50,30 +49,32 @@ class NCReport:
 class NCMeter:
     """Measures how collapsed the classes are in chosen layers of any classifier.
 
-    As a context manager it hooks the model for as long as it is open: after every forward of your own loop
-    hand the labels to `update`, and read `report`. `run` does a whole loader by itself, in eval mode and
-    without gradients (dropout and batch statistics change NC1 by orders of magnitude), and puts the model
-    back as it was.
+    `run` goes over a loader by itself, in eval mode and without gradients (dropout and batch statistics change
+    NC1 by orders of magnitude), and puts the model back as it was. As a context manager the meter hooks the model
+    for as long as it is open: after every forward of your own loop hand the labels to `update`, and read `report`.
 
     Args:
         model: The classifier; its output `[B, num_classes]`, or the first tensor of it, is needed for NC4 alone.
         layers: Names of submodules (as in `named_modules`) whose outputs are features.
-        num_classes: Number of classes.
         head: Name of the last linear layer. What enters it is metered too, under its name, and NC3 is
             the alignment of its weight with the means of that.
+        num_classes: Number of classes, by default the head's rows.
         pool: How an output becomes `[B, d]`: `"mean"` over all axes after the channels `[B, C, ...]`,
             `"token_mean"` over all between batch and last `[B, ..., C]`, `"flatten"`, or a function.
-        cov: `"full"` or `"trace"`, see `StreamingStats`.
-        class_counts: Samples of each class in the loader over all ranks, if unequal, see `StreamingStats`.
+        cov: What a single pass keeps: `"full"` or `"trace"`, see `StreamingStats`. Two passes need no choice.
+        class_counts: Samples of each class over all ranks, for a single pass where they are unequal, see
+            `StreamingStats`.
+        skip_empty: Leave classes without samples out instead of raising.
         dtype: Type of the accumulators.
 
     Raises:
-        ValueError: If a name is not a submodule, nothing is to be metered, or `head` has no weight matrix.
+        ValueError: If a name is not a submodule, nothing is to be metered, `head` has no weight matrix, or the
+            number of classes is not known.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> loader = [(torch.randn(16, 4), torch.arange(16) % 2) for _ in range(3)]
-        >>> report = NCMeter(model, layers=["0"], num_classes=2, head="2").run(loader)
+        >>> report = NCMeter(model, layers=["0"], head="2").run(loader)
         >>> sorted(report), report["2"].nc3 is not None
         (['0', '2'], True)
     """
@@ -82,12 +83,13 @@ class NCMeter:
         self,
         model: nn.Module,
         layers: Iterable[str],
-        num_classes: int,
         head: str | None = None,
         *,
+        num_classes: int | None = None,
         pool: Pooling = "mean",
         cov: Literal["full", "trace"] = "full",
         class_counts: Tensor | None = None,
+        skip_empty: bool = False,
         dtype: torch.dtype = torch.float64,
     ) -> None:
         modules = dict(model.named_modules())
@@ -101,25 +103,31 @@ class NCMeter:
             )
         if not self.layers and head is None:
             raise ValueError("layers must name at least one submodule, or head be given")
-        if head is not None and getattr(modules[head], "weight", torch.empty(0)).dim() != 2:
-            raise ValueError(f"head must be a layer with a weight [num_classes, d], got {modules[head]}")
+        if head is not None:
+            weight = getattr(modules[head], "weight", None)
+            if not isinstance(weight, Tensor) or weight.dim() != 2:
+                raise ValueError(f"head must be a layer with a weight [num_classes, d], got {modules[head]}")
+            num_classes = len(weight) if num_classes is None else num_classes
+        if num_classes is None:
+            raise ValueError("num_classes must be given where there is no head, got None")
         if not callable(pool) and pool not in ("mean", "token_mean", "flatten"):
             raise ValueError(f"pool must be 'mean', 'token_mean', 'flatten' or a function, got {pool!r}")
         self.model = model
         self.num_classes = num_classes
         self.head = head
         self.pool = pool
-        self._options: dict[str, Any] = {"cov": cov, "class_counts": class_counts, "dtype": dtype}
-        StreamingStats(num_classes, 1, **self._options)
+        self.skip_empty = skip_empty
+        self.cov = cov
+        self._options: dict[str, Any] = {"class_counts": class_counts, "dtype": dtype}
+        StreamingStats(num_classes, 1, cov, **self._options)  # raises where an option is wrong
         self._handles: list[RemovableHandle] = []
         self.reset()
 
     def __enter__(self) -> NCMeter:
         if not self._handles:
             for name in self.layers:
-                self._handles.append(
-                    self.model.get_submodule(name).register_forward_hook(self._keep_output(name))
-                )
+                layer = self.model.get_submodule(name)
+                self._handles.append(layer.register_forward_hook(self._keep_output(name)))
             if self.head is not None:
                 head = self.model.get_submodule(self.head)
                 self._handles.append(head.register_forward_pre_hook(self._keep_input(self.head)))
@@ -152,10 +160,7 @@ class NCMeter:
             TypeError: If labels are not integers.
             ValueError: If labels do not fit, or features are not finite.
         """
-        for name, features in self._take().items():
-            if name not in self._streams:
-                self._streams[name] = self._stream(features.shape[1], features.device)
-            self._streams[name].update(features, labels)
+        self._add(self._streams, labels, self.cov)
 
     def report(self, *, reduce: bool = True) -> dict[str, NCReport]:
         """The collapse of each layer on all that was taken in.
@@ -168,12 +173,9 @@ class NCMeter:
             One report for each name in `names`.
 
         Raises:
-            ValueError: If a class was never seen.
+            ValueError: If nothing, or nothing of some class, was seen.
         """
-        streams = self._reduced() if reduce else self._streams
-        if len(streams) < len(self.names):
-            raise ValueError("the meter must have seen a batch before it can report, got none")
-        return {name: self._report(name, streams[name].compute()) for name in self.names}
+        return self._one_pass(self._total(self._streams, self.cov, reduce))
 
     @torch.no_grad()
     def run(
@@ -181,17 +183,18 @@ class NCMeter:
         loader: Iterable[Any],
         max_batches: int | None = None,
         *,
-        passes: Literal[1, 2] = 1,
+        passes: Literal[1, 2] = 2,
         prepare: Callable[[Any], tuple[Any, Tensor]] | None = None,
         reduce: bool = True,
     ) -> dict[str, NCReport]:
-        """Measure the model on a loader, from scratch.
+        """Measure the model on a loader; what `update` has taken in stays apart.
 
         Args:
             loader: Batches whose first two items are the model's input and the labels, on the model's device.
             max_batches: Stop after so many batches.
-            passes: 2 goes over the loader again, with the class means known: it adds NC4, and with `cov="trace"`
-                NC1. It needs a loader that gives the same samples twice, in any order.
+            passes: 2 goes over the loader again with the class means known. Without a `[d, d]` matrix, classes
+                weigh equally in NC1 whatever their sizes, and there is an NC4. It needs a loader that gives the
+                same samples twice, in any order. 1 costs half the time and is all an iterator can give.
             prepare: Turns what the loader gives into input and labels, moving them where the model is.
             reduce: Join all ranks where `torch.distributed` is initialised: all ranks must then call it.
 
@@ -199,50 +202,79 @@ class NCMeter:
             One report for each name in `names`.
 
         Raises:
-            ValueError: If a class was never seen, or `passes` is neither 1 nor 2, or the two passes differ.
+            ValueError: If nothing, or nothing of some class, was seen, `passes` is neither 1 nor 2, or the two
+                passes differ.
         """
         if passes not in (1, 2):
             raise ValueError(f"passes must be 1 or 2, got {passes}")
         split = prepare or (lambda batch: (batch[0], batch[1]))
-        self.reset()
+        cov = self.cov if passes == 1 else "trace"
+        streams: dict[str, StreamingStats] = {}
         with self._hooked(), _eval_mode(self.model):
-            for batch in islice(loader, max_batches):
-                inputs, labels = split(batch)
+            for inputs, labels in map(split, islice(loader, max_batches)):
                 self.model(inputs)
-                self.update(labels)
+                self._add(streams, labels, cov)
+            streams = self._total(streams, cov, reduce)
             if passes == 1:
-                return self.report(reduce=reduce)
-            return self._second_pass(map(split, islice(loader, max_batches)), reduce)
+                return self._one_pass(streams)
+            return self._second_pass(streams, map(split, islice(loader, max_batches)), reduce)
 
-    def _second_pass(self, batches: Iterator[tuple[Any, Tensor]], reduce: bool) -> dict[str, NCReport]:
-        streams = self._reduced() if reduce else self._streams
-        low_rank = self._options["cov"] == "trace"
-        second = {name: stream.second_pass() for name, stream in streams.items()}
-        # Per layer: samples on which network and nearest class mean disagree; last: samples.
-        tally = torch.zeros(len(second) + 1, dtype=torch.int64, device=_device(self.model))
+    def _add(self, streams: dict[str, StreamingStats], labels: Tensor, cov: Literal["full", "trace"]) -> None:
+        for name, features in self._take().items():
+            if name not in streams:
+                streams[name] = self._stream(features.shape[1], features.device, cov)
+            streams[name].update(features, labels)
+
+    def _stream(self, dim: int, device: torch.device, cov: Literal["full", "trace"]) -> StreamingStats:
+        return StreamingStats(self.num_classes, dim, cov, device=device, **self._options)
+
+    def _total(
+        self, streams: dict[str, StreamingStats], cov: Literal["full", "trace"], reduce: bool
+    ) -> dict[str, StreamingStats]:
+        reduce = reduce and distributed()
+        if reduce:
+            # A rank whose share of the loader was empty has to learn the dimensions from the others.
+            device = _device(self.model)
+            dims = torch.tensor([streams[name].dim if streams else 0 for name in self.names], device=device)
+            dist.all_reduce(dims, dist.ReduceOp.MAX)
+            if not streams and bool(dims.all()):
+                streams = {
+                    name: self._stream(dim, device, cov)
+                    for name, dim in zip(self.names, dims.tolist(), strict=True)
+                }
+        if not streams:
+            raise ValueError("the meter must have seen a batch before it can report, got none")
+        return {name: stream.reduce_ddp() for name, stream in streams.items()} if reduce else streams
+
+    def _one_pass(self, streams: dict[str, StreamingStats]) -> dict[str, NCReport]:
+        return {
+            name: self._report(name, stream.compute(skip_empty=self.skip_empty))
+            for name, stream in streams.items()
+        }
+
+    def _second_pass(
+        self, streams: dict[str, StreamingStats], batches: Iterable[tuple[Any, Tensor]], reduce: bool
+    ) -> dict[str, NCReport]:
+        second = {name: stream.second_pass(skip_empty=self.skip_empty) for name, stream in streams.items()}
+        disagreements = {name: torch.zeros_like(partial.count[0]) for name, partial in second.items()}
         for inputs, labels in batches:
             predicted = _first_tensor(self.model(inputs)).argmax(-1)
-            for index, (name, features) in enumerate(self._take().items()):
-                tally[index] += (nearest_class(second[name].stats, features) != predicted).sum()
-                if low_rank:
-                    second[name].update(features, labels)
-            tally[-1] += len(labels)
-        if reduce and _distributed():
-            dist.all_reduce(tally)
+            for name, features in self._take().items():
+                second[name].update(features, labels)
+                disagreements[name] += (nearest_class(second[name].stats, features) != predicted).sum()
+        if reduce and distributed():
             second = {name: partial.reduce_ddp() for name, partial in second.items()}
-        seen = int(next(iter(second.values())).stats.count.sum())
-        if int(tally[-1]) != seen:
-            raise ValueError(f"loader must give the same {seen} samples in both passes, got {int(tally[-1])}")
-        reports = {}
-        for index, name in enumerate(self.names):
-            stats = second[name].compute() if low_rank else second[name].stats
-            reports[name] = self._report(name, stats, float(tally[index] / tally[-1]))
-        return reports
+            for disagreement in disagreements.values():
+                dist.all_reduce(disagreement)
+        return {
+            name: self._report(name, partial.compute(), int(disagreements[name]) / int(partial.count.sum()))
+            for name, partial in second.items()
+        }
 
     def _report(self, name: str, stats: Stats, disagreement: float | None = None) -> NCReport:
-        weight = None
+        weight: Tensor | None = None
         if name == self.head:
-            weight = self.model.get_parameter(f"{name}.weight").detach()
+            weight = self.model.get_submodule(name).weight.detach()  # type: ignore[operator]
         has_within = stats.within_cov is not None or stats.within_gram is not None
         return NCReport(
             nc1=float(nc1(stats)) if has_within else None,
@@ -256,30 +288,11 @@ class NCMeter:
             stats=stats,
         )
 
-    def _reduced(self) -> dict[str, StreamingStats]:
-        if not _distributed():
-            return self._streams
-        # A rank whose share of the loader was empty has to learn the dimensions from the others.
-        device = _device(self.model)
-        dims = torch.tensor(
-            [self._streams[name].dim if self._streams else 0 for name in self.names], device=device
-        )
-        dist.all_reduce(dims, dist.ReduceOp.MAX)
-        if not bool(dims.all()):
-            return {}
-        streams = self._streams or {
-            name: self._stream(dim, device) for name, dim in zip(self.names, dims.tolist(), strict=True)
-        }
-        return {name: streams[name].reduce_ddp() for name in self.names}
-
-    def _stream(self, dim: int, device: torch.device) -> StreamingStats:
-        return StreamingStats(self.num_classes, dim, device=device, **self._options)
-
     def _take(self) -> dict[str, Tensor]:
-        if len(self._features) < len(self.names):
-            missing = [name for name in self.names if name not in self._features]
+        missing = [name for name in self.names if name not in self._features]
+        if missing:
             raise RuntimeError(
-                f"update must follow a forward of the model inside the meter's context, none of {missing}"
+                f"update must follow a forward of the model inside the meter's context, got none of {missing}"
             )
         taken = {name: self._features[name] for name in self.names}
         self._features.clear()
@@ -326,10 +339,6 @@ def _first_tensor(output: Any) -> Tensor:
 def _device(model: nn.Module) -> torch.device:
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 @contextmanager

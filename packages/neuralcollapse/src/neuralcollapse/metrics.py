@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from neuralcollapse.statistics import Stats, check_batch
+from neuralcollapse.statistics import Stats, check_batch, inner_products
 
 
 def nc1(stats: Stats, kind: Literal["pinv", "trace"] = "pinv") -> Tensor:
@@ -45,14 +46,12 @@ def nc1(stats: Stats, kind: Literal["pinv", "trace"] = "pinv") -> Tensor:
         return stats.within_trace.mean() / stats.centred_mean.square().sum(1).mean()
     if kind != "pinv":
         raise ValueError(f"kind must be 'pinv' or 'trace', got {kind!r}")
-    centred = stats.centred_mean
-    with torch.autocast(centred.device.type, enabled=False):
-        within = stats.within_gram
-        if within is None:
-            if stats.within_cov is None:
-                raise ValueError("stats must have within_cov or within_gram for kind='pinv', got neither")
-            within = centred @ stats.within_cov @ centred.mT
-        return _trace_of_quotient(within, centred @ centred.mT, centred.shape[1])
+    centred, within = stats.centred_mean, stats.within_gram
+    if within is None:
+        if stats.within_cov is None:
+            raise ValueError("stats must have within_cov or within_gram for kind='pinv', got neither")
+        within = inner_products(inner_products(centred, stats.within_cov), centred)
+    return _trace_of_quotient(within, inner_products(centred, centred), centred.shape[1])
 
 
 def _trace_of_quotient(within: Tensor, gram: Tensor, dim: int) -> Tensor:
@@ -66,6 +65,8 @@ def _trace_of_quotient(within: Tensor, gram: Tensor, dim: int) -> Tensor:
             "NC1 ignores scatter along the missing ones",
             stacklevel=3,
         )
+    if rank == 0:
+        return within.new_tensor(math.inf)
     # Filling in the kernel, which both matrices share, leaves the trace as it is and, unlike eigenvectors, has
     # derivatives where eigenvalues coincide, as they do at collapse.
     kernel = vectors[:, : num_classes - rank]
@@ -89,18 +90,18 @@ def nc2(stats: Stats, frame: Literal["etf", "orthogonal"] = "etf") -> Tensor:
 
     Raises:
         ValueError: If `frame` is unknown.
+
+    Example:
+        >>> from neuralcollapse import class_stats
+        >>> stats = class_stats(torch.eye(3), torch.arange(3), 3)  # an orthogonal frame; centred, a simplex
+        >>> round(float(nc2(stats)), 6), round(float(nc2(stats, "orthogonal")), 6)
+        (0.0, 0.0)
     """
     if frame not in ("etf", "orthogonal"):
         raise ValueError(f"frame must be 'etf' or 'orthogonal', got {frame!r}")
     mean = stats.centred_mean if frame == "etf" else stats.mean
-    with torch.autocast(mean.device.type, enabled=False):
-        gram = mean @ mean.mT
-    target = (
-        _simplex(gram)
-        if frame == "etf"
-        else _unit(torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-    )
-    return torch.linalg.norm(_unit(gram) - target)
+    gram = inner_products(mean, mean)
+    return torch.linalg.norm(_unit(gram) - (_simplex(gram) if frame == "etf" else _unit(_eye(gram))))
 
 
 def nc3(stats: Stats, weight: Tensor, kind: Literal["alignment", "papyan"] = "alignment") -> Tensor:
@@ -119,6 +120,12 @@ def nc3(stats: Stats, weight: Tensor, kind: Literal["alignment", "papyan"] = "al
 
     Raises:
         ValueError: If `weight` has another shape, or `kind` is unknown.
+
+    Example:
+        >>> from neuralcollapse import class_stats
+        >>> stats = class_stats(torch.eye(3), torch.arange(3), 3)
+        >>> round(float(nc3(stats, weight=5 * stats.centred_mean, kind="papyan")), 6)
+        0.0
     """
     if kind not in ("alignment", "papyan"):
         raise ValueError(f"kind must be 'alignment' or 'papyan', got {kind!r}")
@@ -131,8 +138,7 @@ def nc3(stats: Stats, weight: Tensor, kind: Literal["alignment", "papyan"] = "al
     weight = weight[stats.classes].to(centred.dtype)
     if kind == "papyan":
         return (_unit(weight) - _unit(centred)).square().sum()
-    with torch.autocast(centred.device.type, enabled=False):
-        alignment = weight @ centred.mT
+    alignment = inner_products(weight, centred)
     return torch.linalg.norm(_unit(alignment) - _simplex(alignment))
 
 
@@ -141,22 +147,35 @@ def nc4(stats: Stats, features: Tensor, predictions: Tensor) -> Tensor:
 
     Args:
         stats: Statistics that give the class means.
-        features: `[N, d]`.
+        features: `[N, d]`, floating point.
         predictions: The network's logits `[N, num_classes]` or labels `[N]`.
 
     Returns:
         A 0-d tensor in `[0, 1]`, in the features' type.
 
     Raises:
-        TypeError: If features are not floating point.
+        TypeError: If features are not floating point, or predicted labels not integers.
         ValueError: If shapes do not fit, there are no features, or they are not finite.
+
+    Example:
+        >>> from neuralcollapse import class_stats
+        >>> features = torch.tensor([[1.0], [3.0], [-1.0], [-3.0]])
+        >>> stats = class_stats(features, torch.tensor([0, 0, 1, 1]), 2)
+        >>> float(nc4(stats, features, predictions=torch.tensor([0, 0, 0, 1])))
+        0.25
     """
-    if predictions.dim() == 2:
-        predictions = predictions.argmax(1)
-    check_batch(features, predictions, torch.iinfo(torch.int64).max)
-    if not len(features) or features.shape[1] != stats.mean.shape[1]:
-        raise ValueError(f"features must be [N > 0, {stats.mean.shape[1]}], got {tuple(features.shape)}")
-    return (nearest_class(stats, features) != predictions).to(features.dtype).mean()
+    if predictions.dim() not in (1, 2) or predictions.shape[:1] != features.shape[:1]:
+        raise ValueError(
+            f"predictions must be labels [{len(features)}] or logits [{len(features)}, num_classes], "
+            f"got {tuple(predictions.shape)}"
+        )
+    if predictions.dim() == 1 and predictions.is_floating_point():
+        raise TypeError(f"predictions must be integers unless they are logits, got {predictions.dtype}")
+    if not len(features):
+        raise ValueError("features must not be empty")
+    predicted = predictions.argmax(1) if predictions.dim() == 2 else predictions
+    check_batch(features, torch.zeros_like(predicted), 1, stats.mean.shape[1])
+    return (nearest_class(stats, features) != predicted).to(features.dtype).mean()
 
 
 def nearest_class(stats: Stats, features: Tensor) -> Tensor:
@@ -164,8 +183,7 @@ def nearest_class(stats: Stats, features: Tensor) -> Tensor:
     mean = stats.mean.detach()
     # Distances to shifted means: |x - m|^2 loses its digits where all means share a large offset.
     offset = mean.mean(0)
-    with torch.autocast(features.device.type, enabled=False):
-        score = (features.detach().to(mean.dtype) - offset) @ (mean - offset).mT
+    score = inner_products(features.detach().to(mean.dtype) - offset, mean - offset)
     return stats.classes[(score - (mean - offset).square().sum(1) / 2).argmax(1)]
 
 
@@ -179,17 +197,17 @@ def cdnv(stats: Stats) -> Tensor:
 
     Returns:
         A 0-d tensor.
+
+    Example:
+        >>> from neuralcollapse import class_stats
+        >>> features = torch.tensor([[1.0], [3.0], [-1.0], [-3.0]])
+        >>> float(cdnv(class_stats(features, torch.tensor([0, 0, 1, 1]), 2)))
+        0.0625
     """
-    centred = stats.centred_mean
-    first, second = torch.triu_indices(len(centred), len(centred), 1, device=centred.device)
-    if len(first) * centred.shape[1] <= 2**24:
-        distance = (centred[first] - centred[second]).square().sum(1)
-    else:
-        with torch.autocast(centred.device.type, enabled=False):
-            gram = centred @ centred.mT
-        norm = gram.diagonal()
-        distance = norm[first] + norm[second] - 2 * gram[first, second]
-    return ((stats.within_trace[first] + stats.within_trace[second]) / (2 * distance)).mean()
+    # The order of pairs is that of triu_indices.
+    squared_distance = torch.pdist(stats.centred_mean).square()
+    pairs = torch.triu_indices(len(stats.mean), len(stats.mean), 1, device=stats.mean.device)
+    return (stats.within_trace[pairs].sum(0) / (2 * squared_distance)).mean()
 
 
 def _unit(matrix: Tensor) -> Tensor:
@@ -199,5 +217,8 @@ def _unit(matrix: Tensor) -> Tensor:
 def _simplex(like: Tensor) -> Tensor:
     """`(I - 11^T/K)/sqrt(K-1)`, the Gram matrix of a simplex equiangular tight frame at unit norm."""
     num_classes = len(like)
-    eye = torch.eye(num_classes, dtype=like.dtype, device=like.device)
-    return (eye - 1 / num_classes) / (num_classes - 1) ** 0.5
+    return (_eye(like) - 1 / num_classes) / (num_classes - 1) ** 0.5
+
+
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=like.dtype, device=like.device)

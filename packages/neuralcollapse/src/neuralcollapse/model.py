@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,11 +112,11 @@ def objective(
     Equation 1 of Tirer, Huang and Niles-Weed (2023), and with `beta` their Equation 2.
 
     Args:
-        W: `[K, d]`.
-        H: `[d, N]`.
+        W: Classifier `[K, d]`.
+        H: Features `[d, N]`.
         Y: One-hot labels `[K, N]`, classes of equal size.
-        lam_w: Penalty of the classifier.
-        lam_h: Penalty of the features.
+        lam_w: Penalty of the classifier, positive.
+        lam_h: Penalty of the features, not negative.
         beta: Strength of the pull towards `H0`.
         H0: Features to stay near to `[d, N]`; needed where `beta` is not 0.
 
@@ -125,6 +126,11 @@ def objective(
     Raises:
         TypeError: If `H` is not floating point.
         ValueError: If shapes, labels or penalties do not fit.
+
+    Example:
+        >>> W = H = Y = torch.eye(2)  # no error: the penalties are left
+        >>> float(objective(W, H, Y, lam_w=0.5, lam_h=0.5))
+        0.5
     """
     Y = check_columns(H, Y)
     check_penalties(lam_w, lam_h)
@@ -215,8 +221,7 @@ def ufm_minimizer(
     check_penalties(lam_w, lam_h)
     if dim < num_classes:
         raise ValueError(f"dim must be at least num_classes = {num_classes}, got {dim}")
-    if samples_per_class < 1:
-        raise ValueError(f"samples_per_class must be positive, got {samples_per_class}")
+    check_positive("samples_per_class", samples_per_class)
     if lam_h == 0:
         raise ValueError("lam_h must be positive, or the features grow without bound, got 0")
     product = (lam_w * lam_h) ** 0.5
@@ -270,10 +275,9 @@ def near_features(
     """
     Y = check_columns(H0, Y, "H0")
     check_penalties(lam_w, lam_h)
-    if beta <= 0:
-        raise ValueError(f"beta must be positive, got {beta}")
-    if tol <= 0 or max_iter < 1:
-        raise ValueError(f"tol and max_iter must be positive, got {tol} and {max_iter}")
+    check_positive("beta", beta)
+    check_positive("tol", tol)
+    check_positive("max_iter", max_iter)
     with torch.autocast(H0.device.type, enabled=False):
         H0 = H0.to(Y.dtype)
         step = proximal_step(Moments.of(H0, Y), lam_w, lam_h, beta, tol, max_iter)
@@ -390,10 +394,15 @@ def check_columns(H: Tensor, Y: Tensor, name: str = "H") -> Tensor:
 
 def check_penalties(lam_w: float, lam_h: float) -> None:
     """Raise if the penalties are out of range."""
-    if lam_w <= 0:
-        raise ValueError(f"lam_w must be positive, got {lam_w}")
-    if lam_h < 0:
-        raise ValueError(f"lam_h must not be negative, got {lam_h}")
+    check_positive("lam_w", lam_w)
+    if not (lam_h >= 0 and math.isfinite(lam_h)):
+        raise ValueError(f"lam_h must not be negative, and finite, got {lam_h}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless the value is a positive, finite number."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def _add_to_diagonal(matrix: Tensor, value: float) -> Tensor:

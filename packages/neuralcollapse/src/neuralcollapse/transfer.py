@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neuralcollapse.model import Solution, check_penalties
+from neuralcollapse.model import Solution, check_penalties, check_positive
 from neuralcollapse.statistics import check_num_classes
 
 Order = Literal["exact", "first"]
@@ -60,7 +60,7 @@ def transfer(
 
     Raises:
         TypeError: If `dH0` is not floating point.
-        ValueError: If the shape does not fit, or `order` is unknown.
+        ValueError: If the shape does not fit, `dH0` is not finite, or `order`, `tol` or `max_iter` is out of range.
         RuntimeError: If the solution is not a strict minimum, or conjugate gradients do not converge.
 
     Example:
@@ -78,8 +78,12 @@ def transfer(
         raise ValueError(
             f"dH0 must be [..., {solution.H.shape[0]}, {solution.H.shape[1]}], got {tuple(dH0.shape)}"
         )
+    if not bool(torch.isfinite(dH0).all()):
+        raise ValueError("dH0 must be finite, got NaN or infinity")
     if order not in ("exact", "first"):
         raise ValueError(f"order must be 'exact' or 'first', got {order!r}")
+    check_positive("tol", tol)
+    check_positive("max_iter", max_iter)
     if not solution.converged:
         warnings.warn(
             "the solution has not converged: its transfer operator is that of another point", stacklevel=2
@@ -115,6 +119,14 @@ def transfer_spectrum(
     Raises:
         ValueError: If classes do not fit, or a block is larger than `max_size`.
         RuntimeError: As `transfer` does.
+
+    Example:
+        >>> from neuralcollapse import near_features, ufm_minimizer
+        >>> _, H = ufm_minimizer(3, 5, samples_per_class=4, lam_w=0.6, lam_h=0.3)
+        >>> Y = torch.eye(3).repeat_interleave(4, dim=1)
+        >>> spectrum = transfer_spectrum(near_features(H, Y, lam_w=0.6, lam_h=0.3, beta=200.0))
+        >>> [round(float(value), 6) for value in (spectrum.diagonal[-1], spectrum.off_diagonal[0])]
+        [0.996477, 0.001721]
     """
     num_classes, num_samples = solution.Y.shape
     first, second = classes
@@ -189,15 +201,12 @@ def predicted_spectrum(
     """
     check_num_classes(num_classes)
     check_penalties(lam_w, lam_h)
-    if dim < num_classes or samples_per_class < 1:
-        raise ValueError(
-            f"dim must be at least num_classes = {num_classes} and samples_per_class positive, "
-            f"got {dim} and {samples_per_class}"
-        )
-    if lam_h == 0 or lam_w * lam_h >= 1:
+    check_positive("samples_per_class", samples_per_class)
+    check_positive("beta", beta)
+    if dim < num_classes:
+        raise ValueError(f"dim must be at least num_classes = {num_classes}, got {dim}")
+    if not 0 < lam_w * lam_h < 1:
         raise ValueError(f"lam_w * lam_h must lie in (0, 1), or nothing collapses, got {lam_w * lam_h}")
-    if beta <= 0:
-        raise ValueError(f"beta must be positive, got {beta}")
     if order not in ("exact", "first"):
         raise ValueError(f"order must be 'exact' or 'first', got {order!r}")
     symmetric = 4 * lam_h * (1 - (lam_w * lam_h) ** 0.5)
