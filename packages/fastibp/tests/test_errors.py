@@ -1,11 +1,14 @@
 """Every bad input says what was wrong."""
 
+import operator
 import warnings
 
 import pytest
 import torch
 from models import mlp
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from fastibp import (
     IBP,
@@ -37,6 +40,24 @@ class Sine(nn.Module):
 class Pair(nn.Module):
     def forward(self, x):
         return x, x
+
+
+class Overwriting(nn.Module):
+    """What it adds at the end is no longer what it read."""
+
+    def __init__(self, overwrite):
+        super().__init__()
+        self.first, self.head, self.overwrite = nn.Linear(6, 4), nn.Linear(4, 3), overwrite
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.head(self.overwrite(hidden) + hidden)
+
+
+def pruned():
+    model = mlp()
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    return model
 
 
 def bounded(**changes):
@@ -71,7 +92,8 @@ CASES = {
         lambda: IBP(mlp())(X[:1], linf_box(X[:1], 0.1)), ValueError, "more than one example",
     ),
     "module without rule": (
-        lambda: IBP(nn.Sequential(nn.Linear(6, 2), nn.Bilinear(2, 2, 2))), TypeError, "cannot be traced|no interval rule",
+        lambda: IBP(nn.Sequential(nn.Linear(6, 2), nn.Bilinear(2, 2, 2))), TypeError,
+        "cannot be traced|no interval rule",
     ),
     "function without rule": (
         lambda: IBP(nn.Sequential(nn.Linear(6, 2), Sine())), TypeError, r"'sin' .* IBP\(model, rules={sin: rule}\)",
@@ -82,6 +104,19 @@ CASES = {
     "negative slope": (
         lambda: IBP(nn.Sequential(nn.Linear(6, 3), nn.LeakyReLU(-1.0)))(X, linf_box(X, 0.1)),
         ValueError, "negative_slope must be >= 0",
+    ),
+    "in-place layer": (lambda: IBP(Overwriting(nn.ReLU(inplace=True))), TypeError, "overwrites 'first' in place"),
+    "in-place method": (lambda: IBP(Overwriting(lambda x: x.relu_())), TypeError, "overwrites 'first' in place"),
+    "in-place function": (
+        lambda: IBP(Overwriting(lambda x: F.relu(x, inplace=True))), TypeError, "overwrites 'first' in place",
+    ),
+    "in-place arithmetic, which only an example shows": (
+        lambda: IBP(Overwriting(lambda x: operator.iadd(x, 1)), X), ValueError, "graph and the model give different",
+    ),
+    "weights of a hook": (lambda: IBP(pruned()), TypeError, "layer 0 has a forward pre-hook"),
+    "rounding in half precision": (
+        lambda: IBP(mlp().eval().bfloat16(), outward_rounding=True)(X.bfloat16(), linf_box(X.bfloat16(), 0.1)),
+        ValueError, "outward_rounding needs x in float32 or float64, got torch.bfloat16",
     ),
     "model that is none": (lambda: IBP(torch.relu), TypeError, "model must be a torch.nn.Module"),
     "single layer": (lambda: IBP(nn.Linear(6, 3)), TypeError, "must not be a single layer"),

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pytest
@@ -134,9 +135,9 @@ def test_what_is_verified_withstands_an_attack(kind, seed, eps):
         assert bool((model(found).argmax(1) == labels)[certified].all())
 
 
-@given(seed=SEEDS, eps=RADII)
-def test_rounding_outward_covers_exact_bounds_of_the_single_precision_network(seed, eps):
-    model, x, _ = draw("cnn", seed)
+@given(kind=st.sampled_from(list(MODELS)), seed=SEEDS, eps=RADII)
+def test_rounding_outward_covers_exact_bounds_of_the_single_precision_network(kind, seed, eps):
+    model, x, _ = draw(kind, seed)
     model, x = model.float(), x.float()
     box = linf_box(x, eps)
     outward = IBP(model, outward_rounding=True)(x, box).box
@@ -155,7 +156,7 @@ def test_the_radius_grows_without_a_jump_from_zero_to_its_maximum(eps_max, steps
     values = [schedule(step) for step in range(end + 3)]
     assert values[: begin + 1] == [0.0] * (begin + 1)
     assert values[end:] == [eps_max] * 3
-    rises = [after - before for before, after in zip(values, values[1:], strict=False)]
+    rises = [after - before for before, after in itertools.pairwise(values)]
     assert min(rises) >= -1e-12
     # A slope that never falls before the end: no jump is larger than the last, straight part's rise.
     assert all(
@@ -181,7 +182,7 @@ def test_the_initialisation_keeps_the_radius_and_kaiming_lets_it_grow_with_the_w
     box = linf_box(x, 0.01, None, None)
 
     def growth(gains):
-        return [after / before for before, after in zip(gains, gains[1:], strict=False)]
+        return [after / before for before, after in itertools.pairwise(gains)]
 
     ibp_init_(model, generator=generator)
     assert all(0.75 < step < 1.3 for step in growth(radius_gains(model, box)))
@@ -205,6 +206,18 @@ def test_the_regularisers_stay_in_their_ranges_with_finite_gradients(seed, eps, 
     for state in relu_balance(output):
         assert sum(state) == pytest.approx(1)
         assert min(state) >= -1e-12
+
+
+@given(seed=SEEDS, growth=st.floats(0.01, 2), tolerance=st.floats(0.05, 0.5))
+def test_the_regularisers_are_zero_where_bounds_are_tight_and_active_mirrors_inactive(
+    seed, growth, tolerance
+):
+    generator = torch.Generator().manual_seed(seed)
+    half = 3 + torch.rand(4, 6, generator=generator, dtype=torch.float64)
+    center, unit = torch.cat([half, -half]), torch.ones(8, 6, dtype=torch.float64)
+    preacts = [Box(center - growth * unit, center + growth * unit)]
+    assert tightness_loss(Box(-unit, unit), preacts, tolerance) == pytest.approx(0, abs=1e-9)
+    assert relu_balance_loss(preacts, tolerance) == 0
 
 
 @given(seed=SEEDS)

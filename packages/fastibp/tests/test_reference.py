@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from models import MODELS, cnn, draw, mlp
+from models import MODELS, Residual, cnn, draw, mlp
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -14,6 +14,7 @@ from fastibp import (
     IBP,
     Bounds,
     Box,
+    EpsSchedule,
     add_batchnorm,
     evaluate,
     ibp_init_,
@@ -227,7 +228,7 @@ def test_a_rule_of_ones_own_is_used():
 
     model = nn.Sequential(nn.Linear(3, 4), Square(), nn.Linear(4, 2))
     x = torch.rand(5, 3)
-    with pytest.raises(TypeError, match="rules={PartClass: rule}"):
+    with pytest.raises(TypeError, match=r"rules=\{PartClass: rule\}"):
         IBP(model)
     bounder = IBP(model, rules={Square: rule}, example=x)
     box = bounder(x, linf_box(x, 0.2)).box
@@ -276,17 +277,43 @@ def test_training_moves_the_users_own_model_and_its_state_dict_stays(kind):
     torch.testing.assert_close(twin(x, linf_box(x, 0.02)).box.lower, bounder(x, linf_box(x, 0.02)).box.lower)
 
 
-def test_bounds_agree_with_auto_lirpa():
-    lirpa = pytest.importorskip("auto_LiRPA")
-    for make, shape in ((mlp, (6,)), (cnn, (2, 4, 4))):
-        model = nn.Sequential(*(layer for layer in make() if not isinstance(layer, nn.ConvTranspose2d)))
-        if make is cnn:
-            model = nn.Sequential(*model[:-1], nn.Linear(4, 3))
-        model.eval()
-        x = torch.rand(4, *shape)
-        bounded = lirpa.BoundedModule(model, x)
-        ball = lirpa.BoundedTensor(x, lirpa.PerturbationLpNorm(norm=float("inf"), eps=0.1))
-        lower, upper = bounded.compute_bounds(x=(ball,), method="IBP")
-        box = IBP(model)(x, linf_box(x, 0.1, None, None)).box
-        torch.testing.assert_close(box.lower, lower, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(box.upper, upper, rtol=1e-4, atol=1e-5)
+@pytest.mark.filterwarnings("ignore")  # those of auto_LiRPA's own tracing
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("make", [mlp, cnn, Residual])
+def test_bounds_and_margins_agree_with_auto_lirpa(make, training):
+    lirpa = pytest.importorskip("auto_LiRPA", exc_type=ImportError)
+    shape = (6,) if make is mlp else (2, 4, 4)
+    model = make() if make is not cnn else nn.Sequential(*cnn()[:4], nn.Flatten(), nn.Linear(4, 3))
+    model.train(training)
+    x, labels = torch.rand(4, *shape), torch.tensor([0, 1, 2, 0])
+    box = linf_box(x, 0.1)
+    bounded = lirpa.BoundedModule(copy.deepcopy(model), x)
+    bounded.train(training)
+    ball = lirpa.BoundedTensor(x, lirpa.PerturbationLpNorm(norm=float("inf"), x_L=box.lower, x_U=box.upper))
+    bounded(ball)  # the clean pass, from which BatchNorm takes its statistics
+    lower, upper = bounded.compute_bounds(x=(ball,), method="IBP")
+    found = IBP(model)(x, box).box
+    torch.testing.assert_close(found.lower, lower, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.upper, upper, rtol=1e-4, atol=1e-5)
+    rows = torch.eye(3)[labels][:, None] - torch.eye(3)
+    rows = rows[F.one_hot(labels, 3) == 0].view(4, 2, 3)
+    margins = bounded.compute_bounds(x=(ball,), C=rows, method="IBP", bound_upper=False)[0]
+    torch.testing.assert_close(IBP(model)(x, box, labels).margins, margins, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["smooth", "linear"])
+@pytest.mark.parametrize(
+    ("start", "length", "steps", "mid"), [(1, 2, 5, 0.25), (2, 7, 40, 0.25), (4, 3, 9, 0.6)]
+)
+def test_the_schedule_is_that_of_auto_lirpa(kind, start, length, steps, mid):
+    schedulers = pytest.importorskip("auto_LiRPA.eps_scheduler", exc_type=ImportError)
+    make = schedulers.SmoothedScheduler if kind == "smooth" else schedulers.LinearScheduler
+    theirs = make(0.3, f"start={start},length={length},mid={mid}")
+    theirs.set_epoch_length(steps)
+    ours = EpsSchedule(0.3, steps, start, length, kind=kind, mid=mid)
+    for epoch in range(start + length):
+        theirs.step_epoch(verbose=None)
+        for step in range(steps):
+            theirs.step_batch()
+            assert ours(epoch * steps + step) == pytest.approx(theirs.get_eps(), abs=1e-12)

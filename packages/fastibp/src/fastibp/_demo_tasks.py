@@ -144,17 +144,15 @@ def random_crops_and_flips(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def fresh(make: MakeModel, batch_norm: bool, generator: torch.Generator) -> nn.Module:
     """A network with torch's usual initialisation, drawn from the generator."""
-    with torch.device("meta"):  # layers draw their weights from the global generator; not on this device
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
         model = make(batch_norm)
-    model.to_empty(device="cpu")
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 limit = 1 / math.sqrt(layer.weight[0].numel())
                 layer.weight.uniform_(-limit, limit, generator=generator)
-                layer.bias.uniform_(-limit, limit, generator=generator)
-            elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                layer.reset_parameters()
+                if layer.bias is not None:
+                    layer.bias.uniform_(-limit, limit, generator=generator)
     return model
 
 
@@ -175,7 +173,7 @@ def _stack(convolutions: list[tuple[int, int, int]], sizes: list[int], batch_nor
     for before, after in itertools.pairwise(sizes[:-1]):
         layers.append(nn.Linear(before, after))
         layers += [nn.BatchNorm1d(after)] * batch_norm + [nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
 def _split(

@@ -116,13 +116,13 @@ def measure(
     return (100 * report.standard_error, 100 * report.verified_error), output
 
 
-def attacked_error(bounder: IBP, task: Task, seed: int, steps: int = 20) -> float:
-    """Error in percent under projected gradient descent from a random start: the other side of the truth."""
+def attacked_error(bounder: IBP, task: Task, seed: int, steps: int = 10) -> float:
+    """Error in percent of up to 1,000 images under projected gradient descent: the other side of the truth."""
     model = bounder.model.eval()
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    wrong = 0
-    for inputs, classes in zip(task.test_x.split(500), task.test_labels.split(500), strict=True):
+    attacked, wrong = task.test_x[:1000], 0
+    for inputs, classes in zip(attacked.split(500), task.test_labels[:1000].split(500), strict=True):
         x, labels = inputs.to(device), classes.to(device)
         box = linf_box(x, task.eps)
         start = torch.rand(x.shape, generator=generator).to(device)
@@ -134,4 +134,4 @@ def attacked_error(bounder: IBP, task: Task, seed: int, steps: int = 20) -> floa
             found = torch.minimum(torch.maximum(found, box.lower), box.upper)
         with torch.no_grad():
             wrong += int(((model(found).argmax(1) != labels) | (model(x).argmax(1) != labels)).sum())
-    return 100 * wrong / len(task.test_labels)
+    return 100 * wrong / len(attacked)

@@ -161,12 +161,12 @@ def linf_box(
         raise TypeError(
             f"x must be a floating-point tensor, got {x.dtype if isinstance(x, Tensor) else type(x)}"
         )
+    if not bool((torch.as_tensor(eps) >= 0).all()):
+        raise ValueError(f"eps must be >= 0, got {eps}")
+    if std is not None and not bool((torch.as_tensor(std) > 0).all()):
+        raise ValueError(f"std must be > 0, got {std}")
     radius, center = _per_channel("eps", eps, x), _per_channel("mean", 0.0 if mean is None else mean, x)
     scale = _per_channel("std", 1.0 if std is None else std, x)
-    if not bool((radius >= 0).all()):
-        raise ValueError(f"eps must be >= 0, got {eps}")
-    if not bool((scale > 0).all()):
-        raise ValueError(f"std must be > 0, got {std}")
     lower, upper = x - radius / scale, x + radius / scale
     if low is not None:
         lower = torch.maximum(lower, (_per_channel("low", low, x) - center) / scale)

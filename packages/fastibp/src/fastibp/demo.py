@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,10 +99,14 @@ def _train_all(task: Task, seed: int, device: str, report: Progress) -> list[Tra
                 task,
                 seed,
                 device,
-                lambda done, what, b=begin, s=share: report(b + 0.98 * s * done, what),
+                partial(_within, report, begin, share),
             )
         )
     return trained
+
+
+def _within(report: Progress, begin: float, share: float, done: float, what: str) -> None:
+    report(begin + 0.98 * share * done, what)
 
 
 def _longer(baselines: list[Trained], task: Task) -> Arm:
@@ -185,7 +190,7 @@ def _over_radii(result: Trained, task: Task) -> dict[str, list[float]]:
     return {"x": radii, "y": errors}
 
 
-def _gains_at_init(task: Task, seed: int) -> dict[str, dict[str, list[float]]]:
+def _gains_at_init(task: Task, seed: int) -> dict[str, Any]:
     """Growth of the radius with each initialisation, in training mode."""
     x = task.x[: task.batch_size].cpu()
     series = {}

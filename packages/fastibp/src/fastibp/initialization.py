@@ -7,10 +7,11 @@ import math
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fastibp.boxes import Box
 from fastibp.propagation import IBP, trace
-from fastibp.rules import ADDITIONS, AFFINE, BATCH_NORMS
+from fastibp.rules import ADDITIONS, AFFINE, BATCH_NORMS, AffineLayer
 
 _CONVOLUTIONS = {
     nn.Conv1d: nn.BatchNorm1d,
@@ -68,7 +69,7 @@ def ibp_init_(
         if node.target in done or (skip_last and node.target == last):
             continue
         done.add(node.target)
-        layer = model.get_submodule(str(node.target))
+        layer = _affine_layer(model, node.target)
         weight = layer.weight.normal_(0, math.sqrt(2 * math.pi) / _fan_in(layer), generator=generator)
         if residual_half and _reads_sum(node, model):
             weight.div_(2)
@@ -103,7 +104,7 @@ def add_batchnorm(model: nn.Module) -> nn.Module:
     names = dict.fromkeys(str(node.target) for node in nodes if node.target not in {last, *normalised})
     copied = copy.deepcopy(model)
     for name in names:
-        layer = copied.get_submodule(name)
+        layer = _affine_layer(copied, name)
         features = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         kind = next(norm for layer_type, norm in _CONVOLUTIONS.items() if isinstance(layer, layer_type))
         norm = kind(features, device=layer.weight.device, dtype=layer.weight.dtype)
@@ -149,9 +150,15 @@ def _affine_nodes(model: nn.Module) -> list[fx.Node]:
     return nodes
 
 
-def _fan_in(layer: nn.Module) -> float:
+def _affine_layer(model: nn.Module, name: object) -> AffineLayer:
+    layer = model.get_submodule(str(name))
+    assert isinstance(layer, nn.Linear | _ConvNd)  # which is how its node was found
+    return layer
+
+
+def _fan_in(layer: AffineLayer) -> float:
     """Number of inputs of one output."""
-    if isinstance(layer, AFFINE[4:]):  # transposed: the kernel spreads over stride^d outputs
+    if isinstance(layer, _ConvTransposeNd):  # transposed: the kernel spreads over stride^d outputs
         return layer.weight.numel() / layer.weight.shape[1] / layer.groups / math.prod(layer.stride)
     return layer.weight[0].numel()
 

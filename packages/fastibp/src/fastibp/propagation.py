@@ -17,15 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from fastibp.boxes import Box
 from fastibp.rules import (
     BATCH_NORMS,
+    CONVOLUTIONS,
     FUNCTION_RULES,
-    FUSABLE,
     METHOD_RULES,
     MODULE_RULES,
     RELUS,
     SHAPE_QUERIES,
     Bounds,
     Rule,
-    affine_batch_norm,
+    convolution_batch_norm,
 )
 
 # Differences of classifier rows are tabulated up to this many numbers, and taken in chunks beyond.
@@ -60,25 +60,32 @@ class IBP(nn.Module):
     r"""Interval bound propagation through a model you already have.
 
     The model's forward pass is traced once with `torch.fx`; its parameters and buffers stay its own, so
-    optimizers, DistributedDataParallel, state dicts and `model(x)` go on as before. Each step costs three
-    passes of every affine layer: nominal, centre (`c' = W c + b`) and radius (`r' = |W| r`). A BatchNorm
-    directly behind an affine layer is folded into it for the box, with the statistics of the nominal pass.
+    optimizers, state dicts and `model(x)` go on as before (for several processes, wrap the `IBP` in
+    DistributedDataParallel and call that). What the forward pass decides by `self.training` itself, outside
+    of layers such as BatchNorm and dropout, is kept as it was when traced.
+
+    Each step costs three passes of every affine layer: nominal, centre (`c' = W c + b`) and radius
+    (`r' = |W| r`). A BatchNorm directly behind a convolution is folded into it for the box, with the
+    statistics of the nominal pass.
 
     Bounds are sound in exact arithmetic. Under autocast, or TF32, they are good enough to train on and not
     to certify with: `evaluate` switches autocast off. `outward_rounding=True` widens the box at each layer
-    by more than floating-point sums can lose, whatever their order, at no extra pass.
+    by more than floating-point sums can lose, whatever their order, at no extra pass; convolutions by
+    Winograd's or Fourier transforms round otherwise and are not covered.
 
     Args:
         model: Takes one tensor, returns one tensor of logits (N, K). Layers: `nn.Linear`, convolutions
             (also transposed), BatchNorm, monotone activations, max- and average-pooling, dropout,
             padding, flatten and reshape, `cat`, `+`, `-`, `*` and division by constants.
-        example: An input to check the trace with, shape (N, ...); None for no check.
+        example: An input to check the trace with, shape (N, ...); None for no check. It finds what no trace
+            shows, such as `x += y` where another name still stands for the old `x`.
         rules: Rules of your own: a module class or a function the model calls, with a function that
             takes `(module, bounds, ...)` or `(bounds, ...)` and returns `Bounds`.
-        outward_rounding: Whether bounds must hold for the floating-point network.
+        outward_rounding: Whether bounds must hold for the floating-point network, in float32 or float64.
 
     Raises:
-        TypeError: If the model cannot be traced, or has a layer without rule; the message names it.
+        TypeError: If the model cannot be traced, or has a layer without rule or with a side effect that
+            bounds cannot follow; the message names it.
         ValueError: If on `example` the traced graph differs from the model.
 
     Example:
@@ -134,8 +141,8 @@ class IBP(nn.Module):
 
         Raises:
             TypeError: If `box` is no `Box`, or `labels` are no integers.
-            ValueError: If box and `x` do not match, a label is out of range, or BatchNorm is in training
-                mode with one example.
+            ValueError: If box and `x` do not match, a label is out of range, BatchNorm is in training
+                mode with one example, or rounding is to be covered in less than float32.
         """
         self._check_input(x, box)
         values: dict[fx.Node, Any] = {}
@@ -181,14 +188,14 @@ class IBP(nn.Module):
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         if node in self._fused:
-            module, norm = (self._module(part) for part in (self._fused[node], node))
+            module, norm = self._module(self._fused[node]), self._module(node)
             bounds = values[self._fused[node].all_input_nodes[0]]
-            return affine_batch_norm(module, norm, bounds).widened(8)
+            return convolution_batch_norm(module, norm, bounds).widened(8)
         if node.op == "placeholder":
             return node.args[0]
         if node.op == "get_attr":
             return _attribute(self.model, str(node.target))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        args, kwargs = _arguments(node, values)
         if node not in self._bounded:
             return _call_plainly(node, self.model, args, kwargs)
         rule = self._rule(node)
@@ -200,14 +207,14 @@ class IBP(nn.Module):
     def _affine_arguments(
         self, node: fx.Node, values: dict[fx.Node, Any]
     ) -> tuple[Bounds, Tensor, Tensor | None]:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        args, kwargs = _arguments(node, values)
         if node.op == "call_module":
             module = self._module(node)
             return args[0], module.weight, module.bias
         named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
         return named["input"], named["weight"], named.get("bias")
 
-    def _module(self, node: fx.Node) -> nn.Module:
+    def _module(self, node: fx.Node) -> Any:  # the plan says of which type
         return self.model.get_submodule(str(node.target))
 
     # --- the graph -------------------------------------------------------------------------------
@@ -222,9 +229,12 @@ class IBP(nn.Module):
         for node in self._bounded:
             if self._rule(node) is None:
                 raise TypeError(self._unsupported(node))
+            self._refuse_side_effects(node)
         self._relus = {node for node in self._bounded if self._kind(node) in RELUS}
         self._last_is_affine = self._is_plain(self._last, (nn.Linear, F.linear))
-        self._fused = {node: node.all_input_nodes[0] for node in self._bounded if self._follows_affine(node)}
+        self._fused = {
+            node: node.all_input_nodes[0] for node in self._bounded if self._follows_convolution(node)
+        }
         self._skipped = set(self._fused.values())
 
     def _kind(self, node: fx.Node) -> Any:
@@ -253,12 +263,37 @@ class IBP(nn.Module):
             node is not self._input and self._kind(node) in kinds and self._kind(node) not in self._user_rules
         )
 
-    def _follows_affine(self, node: fx.Node) -> bool:
-        """Whether the node is a BatchNorm that alone reads an affine layer."""
+    def _follows_convolution(self, node: fx.Node) -> bool:
+        """Whether the node is a BatchNorm that alone reads a convolution."""
         if not self._is_plain(node, BATCH_NORMS):
             return False
         before = node.all_input_nodes[0]
-        return self._is_plain(before, FUSABLE) and len(before.users) == 1
+        return self._is_plain(before, CONVOLUTIONS) and len(before.users) == 1
+
+    def _refuse_side_effects(self, node: fx.Node) -> None:
+        """Refuse what changes a value behind the graph's back, where bounds would silently be wrong."""
+        if node.op == "call_module" and self._module(node)._forward_pre_hooks:
+            raise TypeError(
+                f"layer {node.target!s} has a forward pre-hook, which bounds would bypass; make pruning "
+                "permanent with prune.remove, and use torch.nn.utils.parametrizations for weight norms"
+            )
+        if not self._writes_in_place(node):
+            return
+        written, order = node.all_input_nodes[0], list(self._graph.nodes)
+        if any(order.index(user) > order.index(node) for user in written.users):
+            raise TypeError(
+                f"node {node.name!r} overwrites {written.name!r} in place, which is used again behind it; "
+                "make it out of place"
+            )
+
+    def _writes_in_place(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return getattr(self._module(node), "inplace", False)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):
+            return True
+        positional = node.target in RELUS and any(value is True for value in node.args)
+        return positional or bool(node.kwargs.get("inplace"))
 
     def _unsupported(self, node: fx.Node) -> str:
         kind = self._kind(node)
@@ -280,6 +315,8 @@ class IBP(nn.Module):
             raise ValueError(
                 f"box must match x {tuple(x.shape)} {x.dtype}, got {tuple(box.shape)} {box.dtype}"
             )
+        if self.outward_rounding and x.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"outward_rounding needs x in float32 or float64, got {x.dtype}")
         if len(x) == 1 and any(
             module.training for module in self.model.modules() if isinstance(module, BATCH_NORMS)
         ):
@@ -308,6 +345,11 @@ class _Tracer(fx.Tracer):
         return (
             is_parametrized(m) or type(m) in self.leaves or super().is_leaf_module(m, module_qualified_name)
         )
+
+
+def _arguments(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """The node's arguments and keyword arguments, with values in the place of nodes."""
+    return fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
 
 
 def trace(model: nn.Module, leaves: tuple[type, ...] = ()) -> fx.Graph:
@@ -373,8 +415,10 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels must have shape ({len(logits)},), got {tuple(labels.shape)}")
-    # Under torch.compile a data-dependent check would break the graph.
-    if not torch.compiler.is_compiling() and not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
+    # An accelerator checks the gather itself, and would have to be waited for; torch.compile would break.
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
         raise ValueError(f"labels must lie in [0, {logits.shape[1]}), the number of logits")
 
 

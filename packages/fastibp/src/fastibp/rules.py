@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fastibp.boxes import Box
 
 Rule = Callable[..., "Bounds"]
+AffineLayer = nn.Linear | _ConvNd
 Affine = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -74,42 +77,42 @@ def affine(bounds: Bounds, weight: Tensor, bias: Tensor | None, apply: Affine) -
     return Bounds(apply(bounds.nominal, weight, bias), box, bounds.outward)
 
 
-def affine_layer(module: nn.Module, bounds: Bounds) -> Bounds:
+def affine_layer(module: AffineLayer, bounds: Bounds) -> Bounds:
     """The rule of `nn.Linear` and `nn.Conv1d` to `nn.Conv3d`, with any padding."""
     return affine(bounds, module.weight, module.bias, _apply(module))
 
 
-def affine_batch_norm(module: nn.Module, norm: nn.Module, bounds: Bounds) -> Bounds:
-    """An affine layer and the BatchNorm behind it as one affine map `diag(s) W`: the box moves once.
+def convolution_batch_norm(module: _ConvNd, norm: _BatchNorm, bounds: Bounds) -> Bounds:
+    """A convolution and the BatchNorm behind it as one affine map `diag(s) W`: the box moves once.
 
-    The statistics are those of the nominal activations, and gradients flow through them.
+    The statistics are those of the nominal activations, and gradients flow through them. A linear layer has
+    more weights than outputs: there, scaling the box is cheaper than scaling the weight.
     """
-    apply = _apply(module)
-    hidden = apply(bounds.nominal, module.weight, module.bias)
-    if isinstance(module, nn.Linear) and hidden.ndim != 2:  # then BatchNorm's channels are not W's rows
-        return batch_norm(norm, affine_layer(module, bounds))
-    nominal, scale, shift = _normalise(norm, hidden)
-    weight = module.weight * scale.view(-1, *[1] * (module.weight.ndim - 1))
-    bias = shift if module.bias is None else torch.addcmul(shift, module.bias, scale)
-    return Bounds(nominal, affine_box(bounds.box, weight, bias, apply, bounds.outward), bounds.outward)
+    if bounds.outward:  # rounding happens in the two layers as they are, not in their product
+        return batch_norm(norm, affine_layer(module, bounds).widened(8))
+    apply, weight, bias = _apply(module), module.weight, module.bias
+    nominal, scale, shift = _normalise(norm, apply(bounds.nominal, weight, bias))
+    weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+    bias = shift if bias is None else torch.addcmul(shift, bias, scale)
+    return Bounds(nominal, affine_box(bounds.box, weight, bias, apply))
 
 
-def batch_norm(module: nn.Module, bounds: Bounds) -> Bounds:
+def batch_norm(module: _BatchNorm, bounds: Bounds) -> Bounds:
     """`c' = s c + t`, `r' = |s| r` with `s = gamma / sqrt(v + eps)` and the nominal mean and variance."""
     nominal, scale, shift = _normalise(module, bounds.nominal)
     shape = (1, -1, *[1] * (nominal.ndim - 2))
     scale, shift = scale.view(shape), shift.view(shape)
     box = bounds.widened(8).box
-    return Bounds(
-        nominal,
-        Box.around(torch.addcmul(shift, box.center, scale), box.radius * scale.abs()),
-        bounds.outward,
-    )
+    radius = box.radius * scale.abs()
+    if bounds.outward:  # mean and bias can be large and cancel: their roundings count apart
+        parts = 2 * shift.abs() if module.bias is None else shift.abs() + 2 * module.bias.abs().view(shape)
+        radius = radius + 8 * torch.finfo(box.dtype).eps * parts
+    return Bounds(nominal, Box.around(torch.addcmul(shift, box.center, scale), radius), bounds.outward)
 
 
-def _normalise(norm: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _normalise(norm: _BatchNorm, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """BatchNorm of the nominal activations, and its scale and shift; updates the running buffers once."""
-    if norm.training or norm.running_mean is None:
+    if norm.training or norm.running_mean is None or norm.running_var is None:
         mean, scale = _Statistics.apply(hidden, norm.eps)
     else:
         mean, scale = norm.running_mean, torch.rsqrt(norm.running_var + norm.eps)
@@ -143,12 +146,12 @@ class _Statistics(torch.autograd.Function):
         return torch.addcmul(offset.view(shape), hidden, slope.view(shape)).to(hidden.dtype), None
 
 
-def _apply(module: nn.Module) -> Affine:
+def _apply(module: AffineLayer) -> Affine:
     return F.linear if isinstance(module, nn.Linear) else module._conv_forward
 
 
 def _transposed(function: Callable[..., Tensor]) -> Rule:
-    def rule(module: nn.Module, bounds: Bounds) -> Bounds:
+    def rule(module: _ConvTransposeNd, bounds: Bounds) -> Bounds:
         settings = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
 
         def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -294,7 +297,8 @@ def _multiply_boxes(left: Bounds, right: Bounds) -> Bounds:
 def _divide(left: Any, right: Any) -> Bounds:
     if isinstance(right, Bounds):
         raise TypeError("division by a bounded value has no rule; only constants can be divided by")
-    return _multiply(left, 1 / right)
+    box = Box.around(left.box.center / right, left.box.radius / abs(right))
+    return Bounds(left.nominal / right, box, left.outward)
 
 
 def _negate(bounds: Bounds) -> Bounds:
@@ -326,9 +330,9 @@ def _functions(rule: Callable[[Callable[..., Tensor]], Rule], *functions: Any) -
     return {function: rule(function) for function in functions}
 
 
-FUSABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-AFFINE = (*FUSABLE, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+AFFINE = (nn.Linear, *CONVOLUTIONS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 RELUS = {
     nn.ReLU,
     nn.LeakyReLU,
@@ -345,7 +349,7 @@ ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 SHAPE_QUERIES = {"size", "dim", "ndimension", "numel", "shape", "ndim", "dtype", "device"}
 
 MODULE_RULES: Mapping[type[nn.Module], Rule] = {
-    **_each(affine_layer, *FUSABLE),
+    **_each(affine_layer, nn.Linear, *CONVOLUTIONS),
     **_each(batch_norm, *BATCH_NORMS),
     nn.ConvTranspose1d: _transposed(F.conv_transpose1d),
     nn.ConvTranspose2d: _transposed(F.conv_transpose2d),

@@ -1,0 +1,97 @@
+"""Calling somebody's classifier: its logits, the vector before its head, and states on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Embed = str | Callable[..., tuple[Tensor, Tensor]]
+_EXTRAS = ("times", "padding", "attention")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """How to get (logits, z) out of a classifier, and out of any other module with the same insides."""
+
+    embed: Embed
+    side: Literal["output", "input"]
+    extra_inputs: Mapping[str, str]
+    memory: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.side not in ("output", "input"):
+            raise ValueError(f"embed_side must be 'output' or 'input', got {self.side!r}")
+        if unknown := sorted(set(self.extra_inputs) - set(_EXTRAS)):
+            raise ValueError(f"extra_inputs must name some of {', '.join(_EXTRAS)}, got {', '.join(unknown)}")
+
+    def __call__(self, model: nn.Module, x: Tensor, **extras: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run the model and return logits (batch, C) and z (batch, d_z)."""
+        return self._run(model, x, extras, None)
+
+    def with_memory(self, model: nn.Module, x: Tensor, **extras: Tensor | None) -> tuple[Tensor, ...]:
+        """Run the model and return logits, z and the states (batch, S, channels) of the module `memory`."""
+        assert self.memory is not None
+        states = _Catch(model, self.memory, "output", "memory")
+        logits, z = self._run(model, x, extras, states)
+        if states.value is None or states.value.dim() != 3:
+            raise ValueError(f"memory must name a module that gives (batch, S, channels), {states.found()}")
+        return logits, z, states.value
+
+    def _run(
+        self, model: nn.Module, x: Tensor, extras: Mapping[str, Tensor | None], states: _Catch | None
+    ) -> tuple[Tensor, Tensor]:
+        wanted = {
+            keyword: extras[name]
+            for name, keyword in self.extra_inputs.items()
+            if extras.get(name) is not None
+        }
+        catch = _Catch(model, self.embed, self.side, "embed") if isinstance(self.embed, str) else None
+        hooks = [found.hook() for found in (catch, states) if found is not None]
+        try:
+            if catch is None:
+                logits, z = self.embed(model, x, **wanted)  # type: ignore[operator]
+            else:
+                logits, z = model(x, **wanted), catch.value
+        finally:
+            for hook in hooks:
+                hook.remove()
+        said = catch.found() if catch is not None else f"got {_shape(z)}"
+        if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != len(x):
+            raise ValueError(f"embed must give one vector per series, ({len(x)}, channels), {said}")
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+            raise ValueError(f"the classifier must give logits ({len(x)}, classes), got {_shape(logits)}")
+        return logits, z
+
+
+class _Catch:
+    """What goes into or comes out of a module of the model, while the hook is on."""
+
+    def __init__(self, model: nn.Module, name: str, side: str, argument: str) -> None:
+        modules = dict(model.named_modules())
+        if name not in modules:
+            raise ValueError(f"{argument} must name a module of the classifier, got {name!r}")
+        self.module, self.name, self.side = modules[name], name, side
+        self.value: Any = None
+        self.fired = False
+
+    def hook(self) -> Any:
+        if self.side == "input":
+            return self.module.register_forward_pre_hook(lambda _, inputs: self._keep(inputs))
+        return self.module.register_forward_hook(lambda _, __, output: self._keep(output))
+
+    def _keep(self, value: Any) -> None:
+        if isinstance(value, tuple) and value:  # recurrent layers and attention return more than one thing
+            value = value[0]
+        self.value, self.fired = value, True
+
+    def found(self) -> str:
+        if not self.fired:
+            return f"but {self.name!r} was never called"
+        return f"got {_shape(self.value)} as the {self.side} of {self.name!r}"
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
