@@ -1,7 +1,117 @@
-"""One sentence: what the method gives its user."""
+"""Koopman spectra with a warranty: eigenpairs, spectra and forecasts that come with verified errors."""
 
 from importlib.metadata import version as _version
 
-__all__ = ["__version__"]
+from koopmanlimits.estimator import VerifiedKoopman
+from koopmanlimits.galerkin import Galerkin, GalerkinAccumulator, galerkin, residuals, streaming_galerkin
+from koopmanlimits.kernels import (
+    KernelDictionary,
+    KernelResult,
+    kernel_dictionary,
+    kernel_error_bounds,
+    kernel_resdmd,
+    knee,
+    make_kernel,
+    product_kernel,
+)
+from koopmanlimits.measures import autocorrelation, moment_measure, rage, spectral_measure, wiener_mass
+from koopmanlimits.modes import Forecast, Modes, edmd, forecast, mpedmd, resdmd
+from koopmanlimits.observables import (
+    POD,
+    RBF,
+    Fourier,
+    Hermite,
+    HyperbolicCross,
+    Identity,
+    Monomials,
+    Snapshots,
+    delay_embed,
+    pod,
+)
+from koopmanlimits.spectra import (
+    SCI_TABLE,
+    QuadratureErrors,
+    SCIEntry,
+    Tower,
+    TowerStep,
+    VerifiedSpectrum,
+    certified_residual,
+    comp_spec,
+    complex_grid,
+    hausdorff,
+    pseudoeigenfunctions,
+    pseudospectrum,
+    quadrature_errors,
+)
+from koopmanlimits.systems import (
+    Adversary,
+    AnzaiSkew,
+    DiskFlip,
+    DiskTwist,
+    Move,
+    System,
+    classic_systems,
+    flow,
+)
+
+__all__ = [
+    "POD",
+    "RBF",
+    "SCI_TABLE",
+    "Adversary",
+    "AnzaiSkew",
+    "DiskFlip",
+    "DiskTwist",
+    "Forecast",
+    "Fourier",
+    "Galerkin",
+    "GalerkinAccumulator",
+    "Hermite",
+    "HyperbolicCross",
+    "Identity",
+    "KernelDictionary",
+    "KernelResult",
+    "Modes",
+    "Monomials",
+    "Move",
+    "QuadratureErrors",
+    "SCIEntry",
+    "Snapshots",
+    "System",
+    "Tower",
+    "TowerStep",
+    "VerifiedKoopman",
+    "VerifiedSpectrum",
+    "__version__",
+    "autocorrelation",
+    "certified_residual",
+    "classic_systems",
+    "comp_spec",
+    "complex_grid",
+    "delay_embed",
+    "edmd",
+    "flow",
+    "forecast",
+    "galerkin",
+    "hausdorff",
+    "kernel_dictionary",
+    "kernel_error_bounds",
+    "kernel_resdmd",
+    "knee",
+    "make_kernel",
+    "moment_measure",
+    "mpedmd",
+    "pod",
+    "product_kernel",
+    "pseudoeigenfunctions",
+    "pseudospectrum",
+    "quadrature_errors",
+    "rage",
+    "resdmd",
+    "residuals",
+    "spectral_measure",
+    "streaming_galerkin",
+    "wiener_mass",
+]
 
 __version__ = _version("koopmanlimits")
