@@ -128,10 +128,24 @@ def morec():
     torch.testing.assert_close(torch.cat(ranks), alone.export()(*whole))
 
 
+def neuralcollapse():
+    """Each rank streams its shard, reduce_ddp joins them: the statistics of one rank that saw everything."""
+    from neuralcollapse import StreamingStats, class_stats, nc1
+
+    stream = StreamingStats(4, 5)
+    features, labels = torch.randn(48, 5).double(), torch.arange(48) % 4
+    for batch in zip(features.split(16), labels.split(16), strict=True):
+        stream.update(*shard(*batch))
+    found, expected = stream.reduce_ddp().compute(), class_stats(features, labels, 4)
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.within_cov, expected.within_cov)
+    torch.testing.assert_close(nc1(found), nc1(expected))
+
+
 def main():
     """Run every check; the first wrong number ends this rank, and torchrun the other."""
     distributed.init_process_group("gloo")
-    for check in (sortedft, ghostbn, gacil, morec):
+    for check in (sortedft, ghostbn, gacil, morec, neuralcollapse):
         torch.manual_seed(0)  # the same global batch on every rank
         check()
         if distributed.get_rank() == 0:

@@ -1,7 +1,68 @@
-"""One sentence: what the method gives its user."""
+"""Learning to Fly in Seconds: a fast differentiable quadrotor simulator, and policies for it within a minute."""
 
 from importlib.metadata import version as _version
 
-__all__ = ["__version__"]
+from flyseconds.environments import QuadrotorEnv, QuadrotorVectorEnv, VectorStep, register
+from flyseconds.export import export_c
+from flyseconds.flight import Evaluation, evaluate, geometric_controller, lissajous
+from flyseconds.simulator import (
+    InitSpec,
+    QuadrotorParams,
+    QuadState,
+    dynamics,
+    euler,
+    rk4,
+    rpm_command,
+    sample_initial,
+    step,
+)
+from flyseconds.task import (
+    ObservationNoise,
+    RewardCurriculum,
+    RewardWeights,
+    observe,
+    observe_privileged,
+    out_of_bounds,
+    reward,
+    reward_from_observations,
+)
+from flyseconds.td3 import Batch, ReplayBuffer, StackedMLP, TD3Agent, TrainMetrics, train
+
+__all__ = [
+    "Batch",
+    "Evaluation",
+    "InitSpec",
+    "ObservationNoise",
+    "QuadState",
+    "QuadrotorEnv",
+    "QuadrotorParams",
+    "QuadrotorVectorEnv",
+    "ReplayBuffer",
+    "RewardCurriculum",
+    "RewardWeights",
+    "StackedMLP",
+    "TD3Agent",
+    "TrainMetrics",
+    "VectorStep",
+    "__version__",
+    "dynamics",
+    "euler",
+    "evaluate",
+    "export_c",
+    "geometric_controller",
+    "lissajous",
+    "observe",
+    "observe_privileged",
+    "out_of_bounds",
+    "reward",
+    "reward_from_observations",
+    "rk4",
+    "rpm_command",
+    "sample_initial",
+    "step",
+    "train",
+]
 
 __version__ = _version("flyseconds")
+
+register()

@@ -1,0 +1,48 @@
+"""One of two processes that adapt together; run by test_reference.py."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from robustmeanteacher import RobustMeanTeacher, RobustMeanTeacherConfig, source_prototypes
+
+
+def main(folder):
+    dist.init_process_group("gloo")
+    rank, group = dist.get_rank(), dist.group.WORLD
+    torch.manual_seed(rank)  # every rank starts elsewhere, and is broadcast rank 0's weights
+    model = nn.Linear(2, 2)
+    adapter = RobustMeanTeacher(
+        model,
+        split=(nn.Identity(), model),
+        make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        augment=lambda images: 0.9 * images,
+        config=RobustMeanTeacherConfig(contrastive_weight=0.0, source_weight=0.0),
+        process_group=group,
+    )
+    adapter(torch.rand(4, 2, generator=torch.Generator().manual_seed(rank)))
+    parameters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    bad = torch.full((4, 2), float("nan")) if rank == 1 else torch.ones(4, 2)
+    try:
+        adapter(bad)
+        refused = False
+    except ValueError:  # on both, although one rank's own batch is fine
+        refused = all(
+            torch.equal(parameters[name], parameter) for name, parameter in model.named_parameters()
+        )
+
+    # Class means over shards in which each rank has one class only.
+    shard = [(torch.tensor([[1.0, 2.0], [3.0, 4.0]])[rank : rank + 1], torch.tensor([rank]))]
+    prototypes = source_prototypes(lambda x: x, shard, 2, process_group=group)
+
+    state = {"parameters": parameters, "prototypes": prototypes, "refused": refused}
+    torch.save(state, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,424 @@
+"""The same numbers from outside the code: naive loops, hand-written steps, other processes."""
+
+import copy
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from robustmeanteacher import (
+    EMATeacher,
+    RobustMeanTeacher,
+    RobustMeanTeacherConfig,
+    SlidingWindow,
+    TestTimeAugment,
+    corrupt,
+    nearest_prototypes,
+    prototype_contrastive_loss,
+    source_prototypes,
+    symmetric_cross_entropy,
+)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_symmetric_cross_entropy_of_two_coins_by_hand():
+    p, q = torch.tensor([0.7, 0.3]), torch.tensor([0.9, 0.1])
+    expected = -0.75 * (0.9 * math.log(0.7) + 0.1 * math.log(0.3)) - 0.25 * (
+        0.7 * math.log(0.9) + 0.3 * math.log(0.1)
+    )
+    found = symmetric_cross_entropy(p.log()[None], q.log()[None], alpha=0.25)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+# --- the contrastive loss, anchor by anchor ---------------------------------------------------------
+
+
+def naive_contrastive_loss(prototypes, features, augmented, projector, temperature):
+    views = []
+    for n in range(len(features)):
+        similarity = [cosine_similarity(features[n], prototype, dim=0).item() for prototype in prototypes]
+        nearest = prototypes[similarity.index(max(similarity))]
+        views.append([nearest, features[n], augmented[n]])
+    z = [[projector(view) / projector(view).norm() for view in sample] for sample in views]
+    every = [(n, v) for n in range(len(z)) for v in range(3)]
+    total = 0.0
+    for n, v in every:
+        others = [(m, w) for m, w in every if (m, w) != (n, v)]
+        denominator = sum(torch.exp(z[n][v] @ z[m][w] / temperature) for m, w in others)
+        for w in range(3):
+            if w != v:
+                total = total - 0.5 * torch.log(torch.exp(z[n][v] @ z[n][w] / temperature) / denominator)
+    return total / len(every)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.7])
+def test_the_contrastive_loss_and_its_gradients(temperature):
+    projector = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        for index, parameter in enumerate(projector.parameters()):
+            parameter.copy_(normal(*parameter.shape, seed=index))
+    prototypes, features, augmented = normal(3, 5), normal(4, 5, seed=1), normal(4, 5, seed=2)
+    inputs = [features.requires_grad_(), augmented.requires_grad_(), *projector.parameters()]
+    ours = prototype_contrastive_loss(prototypes, features, augmented, projector, temperature)
+    theirs = naive_contrastive_loss(prototypes, features, augmented, projector, temperature)
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(
+        torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_nearest_prototype_is_the_one_of_largest_cosine():
+    features, prototypes = normal(50, 6), normal(9, 6, seed=1) * torch.arange(1, 10).unsqueeze(1)
+    expected = cosine_similarity(features[:, None], prototypes[None], dim=-1).argmax(1)
+    assert torch.equal(nearest_prototypes(features, prototypes), expected)
+
+
+def test_prototypes_stop_after_the_batch_that_reaches_the_cap():
+    batches = [(torch.full((2, 1), float(index)), torch.tensor([0, 1])) for index in range(5)]
+    assert source_prototypes(lambda x: x, batches, 2, max_samples=3).tolist() == [[0.5], [0.5]]
+
+
+# --- one step of adaptation, written out ------------------------------------------------------------
+
+
+def test_adaptation_is_the_paper_written_out(build, build_network, draw_images):
+    batches = [draw_images(seed=seed) for seed in range(3)]
+    source = [(draw_images(seed=9), torch.arange(8) % 4), (draw_images(seed=10), torch.arange(8) % 4)]
+    numbers = {"self_training_weight": 0.7, "contrastive_weight": 1.3, "source_weight": 0.6, "momentum": 0.9}
+    augment = lambda x: (x * 0.8).flip(-1)  # noqa: E731
+    adapter = build(augment=augment, source=source, alpha=0.3, temperature=0.2, **numbers)
+
+    student = build_network()
+    student[1].track_running_stats, student[1].running_mean, student[1].running_var = False, None, None
+    teacher, projector = copy.deepcopy(student), copy.deepcopy(adapter.projector)
+    optimizer = torch.optim.Adam([*student.parameters(), *projector.parameters()], lr=1e-2)
+
+    def sce(p, q):
+        forward = -(q.softmax(1) * p.log_softmax(1)).sum(1)
+        return 0.7 * forward - 0.3 * (p.softmax(1) * q.log_softmax(1)).sum(1)
+
+    for index, images in enumerate(batches):
+        features, augmented = student[:7](images), student[:7](augment(images))
+        logits, logits_augmented = student[7](features), student[7](augmented)
+        target = teacher(images).detach()
+        source_images, labels = source[index % 2]
+        loss = (
+            0.7 * (0.5 * sce(logits, target) + 0.5 * sce(logits_augmented, target)).mean()
+            + 1.3 * naive_contrastive_loss(adapter.prototypes, features, augmented, projector, 0.2)
+            + 0.6 * cross_entropy(student(source_images), labels)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for mine, other in zip(teacher.parameters(), student.parameters(), strict=True):
+                mine.mul_(0.9).add_(0.1 * other)
+        torch.testing.assert_close(adapter(images), (logits + target).detach())
+    for mine, other in zip(adapter.student.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+    for mine, other in zip(adapter.teacher.parameters(), teacher.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_warm_up_ramps_the_learning_rate(build, build_network, draw_images):
+    batches = [draw_images(seed=seed) for seed in range(3)]
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.5)  # noqa: E731
+    adapter = build(make_optimizer=sgd, momentum=0.9)
+    adapter.warm_up([(batch, None) for batch in batches], steps=4)  # the loader is read twice
+
+    student = build_network()
+    student[1].track_running_stats, student[1].running_mean, student[1].running_var = False, None, None
+    teacher = EMATeacher(student, 0.9)
+    for step in range(4):
+        images = batches[step % 3]
+        loss = symmetric_cross_entropy(student(images), teacher(images))
+        gradients = torch.autograd.grad(loss, list(student.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(student.parameters(), gradients, strict=True):
+                parameter -= 0.5 * (step + 1) / 4 * gradient
+        teacher.update(student)
+    assert adapter.optimizer.param_groups[0]["lr"] == 0.5
+    for mine, other in zip(adapter.student.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_source_statistics_are_used_when_asked_for(build, build_network, images):
+    source = build_network()
+    adapter = build(batch_norm="source")
+    torch.testing.assert_close(adapter.predict(images[:1]), 2 * source(images[:1]))
+    torch.testing.assert_close(adapter(images), 2 * source(images))
+
+
+# --- the teacher ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rule", "mean", "count"), [("skip", 0.0, 0), ("copy", 1.0, 3), ("ema", 0.75, 3)])
+def test_buffers_follow_their_rule(rule, mean, count):
+    student = nn.BatchNorm1d(2)
+    teacher = EMATeacher(student, momentum=0.5, buffers=rule)
+    student.running_mean.fill_(1.0)
+    student.num_batches_tracked.fill_(3)
+    teacher.update(student)
+    teacher.update(student)
+    assert teacher.module.running_mean.tolist() == [mean, mean]
+    assert teacher.module.num_batches_tracked.item() == count
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weight_norm_by_hooks_can_be_copied():
+    student = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2)), nn.ReLU())
+    images = torch.rand(4, 3)
+    student(images).sum().backward()  # leaves a computed weight that deepcopy alone refuses
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(student)
+    teacher = EMATeacher(student, momentum=0.0)
+    torch.testing.assert_close(teacher(images), student(images))
+    with torch.no_grad():
+        student[0].weight_g.mul_(2)
+    teacher.update(student)
+    torch.testing.assert_close(teacher(images), student(images))
+
+
+# --- single samples ---------------------------------------------------------------------------------
+
+
+def test_a_sliding_window_predicts_each_sample_and_adapts_once_a_window(build, build_network, draw_images):
+    stream = draw_images(count=9, seed=3)
+    serve, adapter = (build(augment=lambda x: x * 0.9) for _ in range(2))
+    window = SlidingWindow(serve, window=3)
+    found = torch.cat([window(image[None]) for image in stream])
+
+    expected = [2 * build_network()(stream[:1])]  # alone: the statistics of the source
+    for index in range(1, 9):
+        buffer = stream[max(0, index - 2) : index + 1]
+        logits = adapter.adapt(buffer) if index % 3 == 2 else adapter.predict(buffer)
+        expected.append(logits[-1:])
+    torch.testing.assert_close(found, torch.cat(expected))
+    for mine, other in zip(serve.student.parameters(), adapter.student.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_sliding_window_takes_several_at_a_time(build, draw_images):
+    stream = draw_images(count=8, seed=3)
+    one, other = (build(augment=lambda x: x * 0.9) for _ in range(2))
+    window = SlidingWindow(one, window=4)
+    found = torch.cat([window(part) for part in stream.split(2)])
+    expected = [other.predict(stream[:2]), other.adapt(stream[:4])[2:]]
+    expected += [other.predict(stream[2:6])[2:], other.adapt(stream[4:])[2:]]
+    torch.testing.assert_close(found, torch.cat(expected))
+
+
+def test_without_batch_statistics_only_the_new_sample_is_predicted(build, draw_images):
+    adapter = build(batch_norm="source")
+    sizes = []
+    adapter.student.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    window = SlidingWindow(adapter, window=3)
+    for image in draw_images(count=3):
+        window(image[None])
+    assert sizes == [1, 1, 3, 3]  # the last two: the window and its augmented view
+
+
+# --- images, pixel by pixel ---------------------------------------------------------------------------
+
+
+def still(**changes):
+    """An augmentation that does nothing but what `changes` ask for."""
+    one, zero = (1.0, 1.0), (0.0, 0.0)
+    nothing = {"brightness": one, "contrast": one, "saturation": one, "gamma": one, "scale": one, "hue": zero}
+    nothing |= {"degrees": 0.0, "translate": 0.0, "blur_sigma": (1e-3, 1e-3), "noise_std": 0.0}
+    return TestTimeAugment(**(nothing | {"flip_probability": 0.0} | changes))
+
+
+def some_photos(height=6, width=8):
+    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def test_an_augmentation_of_nothing_is_the_identity():
+    torch.testing.assert_close(still()(some_photos()), some_photos())
+
+
+def test_colours_are_those_of_colorsys():
+    import colorsys
+
+    images = some_photos()
+    shifted = still(hue=(0.05, 0.05))(images)
+    for n in range(2):
+        for y in range(6):
+            for x in range(8):
+                hue, saturation, value = colorsys.rgb_to_hsv(*images[n, :, y, x].tolist())
+                expected = colorsys.hsv_to_rgb((hue + 0.05) % 1, saturation, value)
+                assert shifted[n, :, y, x].tolist() == pytest.approx(expected, abs=1e-7)
+    gray = torch.full((1, 3, 4, 4), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(still(hue=(0.3, 0.3))(gray), gray)
+
+
+def test_factors_are_applied_as_image_libraries_do():
+    images = some_photos()
+    gray = (0.2989 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]).unsqueeze(1)
+    close = torch.testing.assert_close
+    close(still(brightness=(1.4, 1.4))(images), (1.4 * images).clamp(0, 1))
+    close(still(gamma=(0.7, 0.7))(images), images**0.7)
+    close(still(saturation=(0.5, 0.5))(images), 0.5 * images + 0.5 * gray)
+    mean = gray.mean((1, 2, 3), keepdim=True)
+    close(still(contrast=(1.3, 1.3))(images), (1.3 * images - 0.3 * mean).clamp(0, 1))
+
+
+def bilinear(image, x, y):
+    """Value at a point, the edge repeated without end."""
+    height, width = image.shape
+    left, top = math.floor(x), math.floor(y)
+    total = 0.0
+    for row, wy in ((top, 1 - (y - top)), (top + 1, y - top)):
+        for column, wx in ((left, 1 - (x - left)), (left + 1, x - left)):
+            total += wx * wy * image[min(max(row, 0), height - 1), min(max(column, 0), width - 1)].item()
+    return total
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_the_geometry_is_rotation_scaling_shift_then_flip(monkeypatch, flip):
+    height, width, degrees, scale, shift_x, shift_y = 6, 8, 13.0, 1.1, 0.11, -0.06
+    augment = still(degrees=15.0, scale=(scale, scale), translate=0.125, flip_probability=flip)
+    draws = {(-15.0, 15.0): [degrees], (-0.125, 0.125): [shift_x, shift_y]}
+    ordinary = TestTimeAugment._draw
+
+    def draw(self, images, low, high):
+        found = ordinary(self, images, low, high)
+        return torch.full_like(found, draws[low, high].pop(0)) if draws.get((low, high)) else found
+
+    monkeypatch.setattr(TestTimeAugment, "_draw", draw)
+    images = some_photos(height, width)
+    found = augment(images)
+
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    for row in range(height):
+        for column in range(width):
+            out_x = width - 1 - column if flip else column
+            x = out_x + 0.5 - width / 2 - shift_x * width
+            y = row + 0.5 - height / 2 - shift_y * height
+            at_x = (cos * x + sin * y) / scale + width / 2 - 0.5
+            at_y = (-sin * x + cos * y) / scale + height / 2 - 0.5
+            expected = bilinear(images[1, 2], at_x, at_y)
+            assert found[1, 2, row, column].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_blur_sees_beyond_the_crop_and_sums_to_one():
+    images = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+    images[0, 0, 4, 4] = 1
+    weights = torch.tensor([math.exp(-(d**2) / (2 * 0.5**2)) for d in (-2, -1, 0, 1, 2)], dtype=torch.float64)
+    weights = weights / weights.sum()
+    found = still(blur_sigma=(0.5, 0.5))(images)[0, 0]
+    torch.testing.assert_close(found[2:7, 2:7], weights[:, None] * weights[None])
+    flat = torch.full((1, 1, 5, 5), 0.4, dtype=torch.float64)
+    torch.testing.assert_close(still(blur_sigma=(0.5, 0.5))(flat), flat)
+
+
+def test_corruptions_by_hand():
+    images = torch.rand(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inverted = images.clone()
+    inverted[..., :2] = 1 - images[..., :2]  # 0.4 of four columns, rounded
+    torch.testing.assert_close(corrupt(images, "inversion", 2), inverted)
+    contrast = 0.15 * images + 0.85 * images.mean()
+    torch.testing.assert_close(corrupt(images, "contrast", 5), contrast)
+    blocks = images.view(2, 2, 2, 2).mean((1, 3)).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    torch.testing.assert_close(corrupt(images, "pixelate", 3)[0, 0], blocks)
+    flat = torch.full((2, 3, 16, 16), 0.5)
+    for kind in ("gaussian_blur", "motion_blur"):
+        torch.testing.assert_close(corrupt(flat, kind, 5), flat)
+    noise = corrupt(flat, "impulse_noise", 5, torch.Generator().manual_seed(0))
+    assert (noise != 0.5).double().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert set(noise.unique().tolist()) == {0.0, 0.5, 1.0}
+
+
+# --- compiled, and many processes ---------------------------------------------------------------------
+
+
+def test_the_losses_are_one_graph_each():
+    def losses(prototypes, features, augmented):
+        contrast = prototype_contrastive_loss(prototypes, features, augmented)
+        return contrast + symmetric_cross_entropy(features, augmented)
+
+    inputs = normal(3, 5), normal(4, 5, seed=1), normal(4, 5, seed=2)
+    compiled = torch.compile(losses, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), losses(*inputs))
+
+
+def test_two_processes_take_one_step_together(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    worker = Path(__file__).with_name("distributed_worker.py")
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen([sys.executable, str(worker), str(tmp_path)], env=environment | {"RANK": str(rank)})
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["parameters"].keys() == second["parameters"].keys()
+    for name, parameter in first["parameters"].items():
+        assert torch.equal(parameter, second["parameters"][name])
+    torch.testing.assert_close(first["prototypes"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert first["refused"]
+    assert second["refused"]
+
+    # By hand: rank 0's weights, the mean of the gradients of both shards.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Linear(2, 2)
+    gradients = []
+    for rank in range(2):
+        images = torch.rand(4, 2, generator=torch.Generator().manual_seed(rank))
+        logits = model(images)
+        plain = symmetric_cross_entropy(logits, logits.detach())
+        augmented = symmetric_cross_entropy(model(0.9 * images), logits.detach())
+        gradients.append(torch.autograd.grad(0.5 * (plain + augmented), list(model.parameters())))
+    for parameter, *both in zip(model.parameters(), *gradients, strict=True):
+        parameter.data -= 0.1 * (both[0] + both[1]) / 2
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(first["parameters"][name], parameter.detach())
+
+
+def test_a_layer_norm_network_with_tied_weights_adapts(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.head = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)
+            self.head.weight = self.first.weight
+
+        def forward(self, x):
+            return self.head(self.norm(self.first(x).relu()))
+
+    adapter = RobustMeanTeacher(
+        Tied(),
+        split="head",
+        make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        prototypes=torch.eye(4),
+        augment=lambda x: x * 0.9,
+        config=RobustMeanTeacherConfig(source_weight=0.0, projection_dim=None),
+    )
+    assert not adapter.needs_batch
+    assert isinstance(adapter.projector, nn.Identity)
+    before = adapter.predict(torch.ones(1, 4))
+    adapter(torch.rand(1, 4))
+    adapter.save(tmp_path / "tied.safetensors")
+    after = adapter.predict(torch.ones(1, 4))
+    assert not torch.equal(before, after)
+    adapter.reset()
+    assert torch.equal(adapter.predict(torch.ones(1, 4)), before)
+    adapter.load(tmp_path / "tied.safetensors")
+    assert torch.equal(adapter.predict(torch.ones(1, 4)), after)
