@@ -247,15 +247,15 @@ def test_comp_spec_of_a_cat_map_truncation_stays_within_its_bounds_of_the_circle
     assert float(found.bounds.min()) < 1e-12  # the constant function
 
 
-@given(angle=st.floats(0.2, 2.0))
-def test_comp_spec_converges_with_its_grid(circle, angle):
+@given(angle=st.floats(0.2, 2.0), spacing=st.sampled_from([0.2, 0.1]))
+def test_comp_spec_leaves_out_no_part_of_the_spectrum_and_converges_with_its_grid(circle, angle, spacing):
     gal = galerkin(Fourier(2)(circle(24)), Fourier(2)(circle(24) + angle))
     eigenvalues = torch.exp(1j * angle * torch.arange(-2, 3).double())
-    for spacing in (0.2, 0.1):
-        found = comp_spec(gal, complex_grid(spacing), isometric=True)
-        assert found.error <= spacing
-        # Of two grid points equally far from an eigenvalue rounding may choose either, and their neighbours with it.
-        assert hausdorff(found.points, eigenvalues) <= 3 * spacing
+    found = comp_spec(gal, complex_grid(spacing), isometric=True)
+    assert found.error <= spacing
+    # From the grid point nearest to an eigenvalue, at most spacing / sqrt(2) away, the reach is five times that.
+    missed = (eigenvalues[:, None] - found.points).abs().amin(1)
+    assert float(missed.max()) <= 6 * spacing / math.sqrt(2)
 
 
 @given(seed=seeds, n=st.integers(1, 3), count=st.integers(200, 400))

@@ -184,12 +184,15 @@ def galerkin(
         tensor([0.2500, 0.5000], dtype=torch.float64)
     """
     psi_x, psi_y = pair("psi_x", psi_x, "psi_y", psi_y)
-    root = weights_of(weights, len(psi_x), psi_x).sqrt()[:, None]
     one_of("method", method, ("qr", "gram"))
+    root = len(psi_x) ** -0.5
+    if weights is not None:  # equal weights are a factor on the small matrices, not a copy of the large ones
+        spread = weights_of(weights, len(psi_x), psi_x).sqrt()[:, None]
+        psi_x, psi_y, root = psi_x * spread, psi_y * spread, 1.0
     if method == "qr":
-        factor = _triangle(torch.cat([psi_x * root, psi_y * root], dim=1))
+        factor = root * _triangle(torch.cat([psi_x, psi_y], dim=1))
     else:
-        factor = _triangle_of_gram(psi_x * root, psi_y * root)
+        factor = root * _triangle_of_gram(psi_x, psi_y)
     return _from_factor(factor, len(psi_x), truncate)
 
 
