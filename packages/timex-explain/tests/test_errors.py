@@ -195,6 +195,8 @@ def test_values_are_checked_where_data_come_in(series, make_explainer):
         with raises(ValueError, "padding must leave at least one point of every series"):
             call(x, None, nothing)
     explainer.explain(x, backwards, torch.arange(LENGTH).expand(len(x), -1) > 0)  # one point goes nowhere
+    with raises(ValueError, "batch_size must be at least 1, got 0"):
+        explainer.explain(x, batch_size=0)
     with raises(ValueError, "batches must hold at least one batch, got none"):
         explainer.init_landmarks([])
     with raises(TypeError, "labels must be integers, got torch.float64"):

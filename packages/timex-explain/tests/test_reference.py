@@ -254,6 +254,7 @@ def test_explanations_are_per_series_and_deterministic_even_in_training_mode(ser
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(explainer.explain(x[order]), saliency[order])
     torch.testing.assert_close(explainer.explain(x[:1]), saliency[:1])
+    torch.testing.assert_close(explainer.explain(x, batch_size=5), saliency)
     torch.testing.assert_close(explainer.eval()(x).prob, saliency)
 
 

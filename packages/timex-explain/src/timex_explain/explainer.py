@@ -304,28 +304,38 @@ class TimeX(nn.Module):
         return {"total": total, **terms}
 
     @torch.no_grad()
-    def explain(self, x: Tensor, times: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
+    def explain(
+        self, x: Tensor, times: Tensor | None = None, padding: Tensor | None = None, *, batch_size: int = 128
+    ) -> Tensor:
         """Give the saliency maps: one pass of the mask generator, nothing drawn, no gradient.
 
         Modules that behave differently in training are in evaluation mode meanwhile, so that the same
         series always gets the same map, whatever else is in the batch.
 
         Args:
-            x: (batch, T, D).
+            x: (batch, T, D), of any number of series.
             times: (batch, T), sorted; 1..T if None.
             padding: (batch, T) bool, true where a series has ended.
+            batch_size: Series at a time, which bounds the memory: O(batch_size T²).
 
         Returns:
             (batch, T, D) in [0, 1], zero where padded.
 
         Raises:
-            ValueError: If shapes do not fit, values are not finite, times go backwards, or a series is all padding.
+            ValueError: If shapes do not fit, values are not finite, times go backwards, a series is all
+                padding, or `batch_size` is not positive.
             TypeError: If dtypes or devices do not fit.
         """
+        check_count(batch_size, "batch_size")
         stamps = self._check(x, times, padding)
         _check_values(x, times, padding)
+        maps = []
         with _evaluating(self):
-            return self.mask_generator.prob(x, self._memory_of(x, stamps, padding), stamps, padding)
+            for start in range(0, len(x), batch_size):
+                rows = slice(start, start + batch_size)
+                part = (x[rows], stamps[rows], None if padding is None else padding[rows])
+                maps.append(self.mask_generator.prob(part[0], self._memory_of(*part), *part[1:]))
+        return torch.cat(maps)
 
     @torch.no_grad()
     def init_landmarks(
