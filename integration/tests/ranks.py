@@ -1,6 +1,7 @@
 """One of two ranks under torchrun: each function holds two ranks against one on the same global batch."""
 
 import copy
+import os
 
 import torch
 from torch import distributed, nn
@@ -145,12 +146,16 @@ def neuralcollapse():
 def main():
     """Run every check; the first wrong number ends this rank, and torchrun the other."""
     distributed.init_process_group("gloo")
+    store = distributed.PrefixStore("ranks", distributed.distributed_c10d._get_default_store())
     for check in (sortedft, ghostbn, gacil, morec, neuralcollapse):
         torch.manual_seed(0)  # the same global batch on every rank
         check()
         if distributed.get_rank() == 0:
             print(check.__name__, "equal", flush=True)
-    distributed.destroy_process_group()
+    # Not destroy_process_group: gloo may wait for ever, or abort, where both ranks close at once.
+    store.set(f"rank {distributed.get_rank()} is done", "")
+    store.wait(["rank 0 is done", "rank 1 is done"])
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""One of two processes that adapt together; run by test_reference.py."""
+"""One of two processes that adapt together: python distributed_worker.py FOLDER PORT RANK, by test_reference.py."""
 
+import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -9,10 +11,13 @@ from torch import nn
 
 from robustmeanteacher import RobustMeanTeacher, RobustMeanTeacherConfig, source_prototypes
 
+LIMIT = timedelta(seconds=60)  # of one wait for the other process
 
-def main(folder):
-    dist.init_process_group("gloo")
-    rank, group = dist.get_rank(), dist.group.WORLD
+
+def main(folder, port, rank):
+    store = dist.TCPStore("127.0.0.1", port, timeout=LIMIT)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=LIMIT)
+    group = dist.group.WORLD
     torch.manual_seed(rank)  # every rank starts elsewhere, and is broadcast rank 0's weights
     model = nn.Linear(2, 2)
     adapter = RobustMeanTeacher(
@@ -41,8 +46,11 @@ def main(folder):
 
     state = {"parameters": parameters, "prototypes": prototypes, "refused": refused}
     torch.save(state, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    # Not destroy_process_group: gloo may wait for ever, or abort, where both ranks close at once.
+    store.set(f"rank {rank} is done", "")
+    store.wait(["rank 0 is done", "rank 1 is done"])
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

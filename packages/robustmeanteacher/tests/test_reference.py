@@ -3,9 +3,9 @@
 import copy
 import math
 import os
-import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -354,15 +354,14 @@ def test_the_losses_are_one_graph_each():
 
 
 def test_two_processes_take_one_step_together(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # They meet at this process's store, which outlives both.
+    store = torch.distributed.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+    )
     worker = Path(__file__).with_name("distributed_worker.py")
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen([sys.executable, str(worker), str(tmp_path)], env=environment | {"RANK": str(rank)})
-        for rank in range(2)
-    ]
+    command = [sys.executable, str(worker), str(tmp_path), str(store.port)]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
     try:
         assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
     finally:
