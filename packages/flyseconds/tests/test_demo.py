@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from flyseconds._demo_training import MAIN_VARIANTS, Size, train_variants
 from flyseconds.demo import _holds, demo
 
 
@@ -61,3 +63,17 @@ def test_the_verdict_follows_the_rule():
 def test_an_unknown_preset_is_named():
     with pytest.raises(ValueError, match=r"preset must be 'smoke', 'laptop' or 'paper', got 'huge'"):
         demo("huge")
+
+
+def test_two_processes_find_what_one_does():
+    size = Size(320, 16, 1, (160, 160), 160, 2, 20, 20)
+    variants = (MAIN_VARIANTS[0], MAIN_VARIANTS[3])  # two stacks
+    threads = torch.get_num_threads()
+    together, apart = (
+        train_variants(variants, replace(size, two_processes=both), 0, "cpu", lambda fraction, message: None)
+        for both in (True, False)
+    )
+    assert torch.get_num_threads() == threads
+    for mine, theirs in zip(together, apart, strict=True):
+        assert mine.hover == pytest.approx(theirs.hover, rel=1e-3)
+        assert mine.episode_return == pytest.approx(theirs.episode_return, rel=1e-3)

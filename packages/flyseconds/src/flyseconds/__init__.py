@@ -5,17 +5,10 @@ from importlib.metadata import version as _version
 from flyseconds.environments import QuadrotorEnv, QuadrotorVectorEnv, VectorStep, register
 from flyseconds.export import export_c
 from flyseconds.flight import Evaluation, evaluate, geometric_controller, lissajous
-from flyseconds.simulator import (
-    InitSpec,
-    QuadrotorParams,
-    QuadState,
-    dynamics,
-    euler,
-    rk4,
-    rpm_command,
-    sample_initial,
-    step,
-)
+from flyseconds.parameters import QuadrotorParams
+from flyseconds.replay import ReplayBuffer
+from flyseconds.simulator import dynamics, euler, rk4, rpm_command, step
+from flyseconds.state import InitSpec, QuadState, sample_initial
 from flyseconds.task import (
     ObservationNoise,
     RewardCurriculum,
@@ -26,7 +19,8 @@ from flyseconds.task import (
     reward,
     reward_from_observations,
 )
-from flyseconds.td3 import Batch, ReplayBuffer, StackedMLP, TD3Agent, TrainMetrics, train
+from flyseconds.td3 import Batch, StackedMLP, TD3Agent
+from flyseconds.training import TrainMetrics, train
 
 __all__ = [
     "Batch",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flyseconds.environments import QuadrotorVectorEnv
 from flyseconds.flight import Evaluation, evaluate, geometric_controller, lissajous
-from flyseconds.simulator import ACTION_DIM, HISTORY_LENGTH, InitSpec, QuadrotorParams
+from flyseconds.parameters import QuadrotorParams
+from flyseconds.state import ACTION_DIM, HISTORY_LENGTH, InitSpec
 from flyseconds.task import (
     POSE_DIM,
     PRIVILEGED_DIM,
@@ -19,7 +24,8 @@ from flyseconds.task import (
     RewardCurriculum,
     RewardWeights,
 )
-from flyseconds.td3 import TD3Agent, train
+from flyseconds.td3 import TD3Agent
+from flyseconds.training import train
 
 Progress = Callable[[float, str], None]
 EPISODE_STEPS, LAST_STEPS = 500, 200
@@ -38,10 +44,11 @@ class Size:
     episodes: int  # per evaluation during training; four times as many at the end
     episode_steps: int = EPISODE_STEPS
     tracking_steps: int = 1100  # two rounds of the figure eight
+    two_processes: bool = True
 
 
 SIZES = {
-    "smoke": Size(2_000, 16, 1, (500, 1_000), 1_000, 4, 60, 60),
+    "smoke": Size(2_000, 16, 1, (500, 1_000), 1_000, 4, 60, 60, two_processes=False),
     "laptop": Size(300_000, 64, 1, (15_000, 30_000), 25_000, 50),
     "paper": Size(300_000, 1, 10, (15_000, 30_000), 25_000, 100),
 }
@@ -110,22 +117,84 @@ class Trained:
 def train_variants(
     variants: Sequence[Variant], size: Size, seed: int, device: str, progress: Progress
 ) -> list[Trained]:
-    """Train every variant on every seed with the same budget, and evaluate all in the same world."""
+    """Train every variant on every seed with the same budget, and evaluate all in the same world.
+
+    Stacks are too small to keep two cores busy with one of them: where `size.two_processes` says so, all but
+    the first are trained in a second process meanwhile.
+    """
     groups: dict[tuple[object, ...], list[Variant]] = {}
     for variant in variants:
         groups.setdefault(variant.group, []).append(variant)
-    found, done = [], 0
-    for members in groups.values():
-        share = len(members) / len(variants)
-        start = done / len(variants)
+    first, *others = groups.values()
+    if size.two_processes and others:
+        with _Elsewhere(others, size, seed, device) as elsewhere:
+            found = _train_group(first, size, seed, device, progress)
+            found += elsewhere.result()
+    else:
+        found = _train_groups([first, *others], size, seed, device, progress)
+    order = [variant.name for variant in variants]
+    return sorted(found, key=lambda trained: order.index(trained.variant.name))
+
+
+def _train_groups(
+    groups: Sequence[list[Variant]], size: Size, seed: int, device: str, progress: Progress
+) -> list[Trained]:
+    """One stack after the other."""
+    found: list[Trained] = []
+    total = sum(map(len, groups))
+    for members in groups:
+        start, share = len(found) / total, len(members) / total
 
         def report(fraction: float, message: str, start: float = start, share: float = share) -> None:
             progress(start + share * fraction, message)
 
         found += _train_group(members, size, seed, device, report)
-        done += len(members)
-    order = [variant.name for variant in variants]
-    return sorted(found, key=lambda trained: order.index(trained.variant.name))
+    return found
+
+
+class _Elsewhere:
+    """Stacks in training in a second process; each process has half the threads meanwhile.
+
+    A plain child that reads its task and writes its result: multiprocessing would import the caller's main
+    script once more.
+    """
+
+    def __init__(self, groups: Sequence[list[Variant]], size: Size, seed: int, device: str) -> None:
+        self._threads = torch.get_num_threads()
+        half = max(1, self._threads // 2)
+        self._task = pickle.dumps((groups, size, seed, device, half))
+        self._half = half
+
+    def __enter__(self) -> _Elsewhere:
+        torch.set_num_threads(self._half)
+        command = [sys.executable, "-c", "from flyseconds._demo_training import _work; _work()"]
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._child.stdin is not None
+        self._child.stdin.write(self._task)
+        self._child.stdin.close()
+        return self
+
+    def result(self) -> list[Trained]:
+        """Wait for the second process; its traceback, if any, has gone to standard error."""
+        assert self._child.stdout is not None
+        written = self._child.stdout.read()
+        if self._child.wait():
+            raise RuntimeError(f"the second process ended with exit status {self._child.returncode}")
+        found: list[Trained] = pickle.loads(written)
+        return found
+
+    def __exit__(self, *exception: Any) -> None:
+        torch.set_num_threads(self._threads)
+        self._child.kill()
+        self._child.__exit__(*exception)  # closes the pipes and waits
+
+
+def _work() -> None:
+    """What the second process does."""
+    groups, size, seed, device, threads = pickle.load(sys.stdin.buffer)
+    torch.set_num_threads(threads)
+    found = _train_groups(groups, size, seed, device, lambda fraction, message: None)
+    sys.stdout.buffer.write(pickle.dumps(found))
 
 
 def _train_group(

@@ -12,18 +12,9 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from flyseconds.simulator import (
-    ACTION_DIM,
-    ACTION_MODES,
-    HISTORY_LENGTH,
-    ActionMode,
-    InitSpec,
-    Integrator,
-    QuadrotorParams,
-    QuadState,
-    sample_initial,
-    step,
-)
+from flyseconds.parameters import QuadrotorParams
+from flyseconds.simulator import ACTION_MODES, ActionMode, Integrator, step
+from flyseconds.state import ACTION_DIM, HISTORY_LENGTH, InitSpec, QuadState, sample_initial
 from flyseconds.task import (
     POSE_DIM,
     ObservationNoise,

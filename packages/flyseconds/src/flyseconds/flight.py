@@ -10,19 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flyseconds.simulator import (
-    HISTORY_LENGTH,
-    POSITION,
-    VELOCITY,
-    ActionMode,
-    InitSpec,
-    Integrator,
-    QuadrotorParams,
-    QuadState,
-    allocate,
-    sample_initial,
-    step,
-)
+from flyseconds.parameters import QuadrotorParams
+from flyseconds.simulator import ActionMode, Integrator, allocate, step
+from flyseconds.state import HISTORY_LENGTH, POSITION, VELOCITY, InitSpec, QuadState, sample_initial
 from flyseconds.task import ObservationNoise, RewardWeights, observe, out_of_bounds, reward
 
 Reference = Callable[[float], tuple[Tensor, Tensor]]

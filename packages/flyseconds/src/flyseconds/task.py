@@ -8,15 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from flyseconds.simulator import (
-    ANGULAR_VELOCITY,
-    POSITION,
-    RPM,
-    VELOCITY,
-    QuadrotorParams,
-    QuadState,
-    rotation_rows,
-)
+from flyseconds.parameters import QuadrotorParams
+from flyseconds.state import ANGULAR_VELOCITY, POSITION, RPM, VELOCITY, QuadState, rotation_rows
 
 POSE_DIM = 18  # position, rotation matrix, velocity, angular velocity
 PRIVILEGED_DIM = 28
