@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import subprocess
 import sys
@@ -180,7 +181,7 @@ class _Elsewhere:
         written = self._child.stdout.read()
         if self._child.wait():
             raise RuntimeError(f"the second process ended with exit status {self._child.returncode}")
-        found: list[Trained] = pickle.loads(written)
+        found: list[Trained] = torch.load(io.BytesIO(written), weights_only=False)
         return found
 
     def __exit__(self, *exception: Any) -> None:
@@ -194,7 +195,7 @@ def _work() -> None:
     groups, size, seed, device, threads = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
     found = _train_groups(groups, size, seed, device, lambda fraction, message: None)
-    sys.stdout.buffer.write(pickle.dumps(found))
+    torch.save(found, sys.stdout.buffer)  # plain pickle would warn of the tensors in torch 2.4
 
 
 def _train_group(
