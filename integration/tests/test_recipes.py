@@ -280,3 +280,116 @@ class TestPhysics:
         koopman = fit_koopman(good, self.flows(4, 1), rank=2)
         with pytest.raises(ValueError, match=r"lead_times must have shape \(5,\)"):
             compare(good, torch.ones(3), koopman, lambda x, t: x)
+
+
+class TestOfflineControl:
+    """A point on a line that is pushed to the origin: s' = s + a, reward -s'^2."""
+
+    @staticmethod
+    def log(noise, seed=0, length=20):
+        from ildataquality import Episodes
+
+        generator = torch.Generator().manual_seed(seed)
+        episodes = []
+        for shake in noise:
+            states, actions = [4 * torch.rand(1, generator=generator) - 2], []
+            for _ in range(length):
+                act = -0.5 * states[-1] + shake * torch.randn(1, generator=generator)
+                actions.append(act.clamp(-1, 1))
+                states.append(states[-1] + actions[-1])
+            rewards = -torch.stack(states[1:]).square().sum(1)
+            episodes.append(
+                {"observations": torch.stack(states), "actions": torch.stack(actions), "rewards": rewards}
+            )
+        return Episodes.from_arrays(episodes)
+
+    @staticmethod
+    def propose(obs, act):
+        """Three candidates: the truth, and two that lie far beyond it and promise much."""
+        truth = obs + act
+        lies = [torch.cat([truth + shift, torch.full_like(truth, 5.0)], -1) for shift in (3.0, -3.0)]
+        return torch.stack([torch.cat([truth, -truth.square()], -1), *lies])
+
+    def test_the_careless_are_not_imitated(self):
+        from armillary.recipes.offline_control import imitate
+
+        log = self.log([0.0, 0.6] * 8)
+        policy = nn.Linear(1, 1)
+        generator = torch.Generator().manual_seed(0)
+        kept = imitate(
+            policy, torch.optim.Adam(policy.parameters(), lr=0.05), log, num_steps=300, generator=generator
+        )
+        assert len(kept) == 8
+        assert {tuple(each["actions"][0].tolist()) for each in kept.to_arrays()} == {
+            tuple(each["actions"][0].tolist()) for each in log.to_arrays()[::2]
+        }
+        inside = (kept.observations.abs() < 1.9).all(1)
+        torch.testing.assert_close(policy(kept.observations[inside]), kept.actions[inside], atol=0.1, rtol=0)
+
+    def test_returns_to_go_by_hand(self):
+        from armillary.recipes.offline_control import returns_to_go
+
+        rewards, episodes = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0, 0, 0, 1])
+        assert returns_to_go(rewards, episodes, 0.5).tolist() == [3.0, 4.0, 4.0, 8.0]
+
+    def test_the_filter_is_not_taken_in_by_lies_and_the_plan_beats_the_policy(self):
+        from armillary.recipes.offline_control import Planner, learn_filter
+        from morec import DynamicsRewardTrainer, TransitionNormalizer
+
+        log, held_out = self.log([0.3] * 16), self.log([0.3] * 4, seed=1)
+        generator = torch.Generator().manual_seed(0)
+        columns = (log.observations, log.actions, log.next_observations)
+        trainer = DynamicsRewardTrainer(
+            1, 1, normalizer=TransitionNormalizer.fit(*columns), hidden_sizes=(32, 32), generator=generator
+        )
+        keep_plausible = learn_filter(
+            trainer, log, held_out, num_steps=400, batch_size=64, generator=generator
+        )
+        obs, act = held_out.observations, held_out.actions
+        result = keep_plausible(obs, act, self.propose(obs, act))
+        assert (result.index == 0).float().mean() > 0.9
+        assert keep_plausible.on_reject == "drop"
+
+        def plan(horizon, transition_filter=keep_plausible):
+            return Planner(
+                lambda states: 0 * states, lambda states: -states.square().sum(1), self.propose,
+                transition_filter, horizon=horizon, discount=0.9, floor=-50.0, num_plans=256,
+                generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+
+        start = torch.tensor([[0.5], [-0.3]])
+        assert torch.equal(plan(0)(start), torch.zeros(2, 1))  # the policy as it is
+        torch.testing.assert_close(plan(1)(start), -start, atol=0.1, rtol=0)
+
+    def test_a_plan_that_is_ended_is_worth_the_floor(self):
+        from armillary.recipes.offline_control import Planner
+
+        steps = {
+            "start": torch.tensor([0, 1, 0]), "step": torch.tensor([0, 0, 1]),
+            "reward": torch.tensor([1.0, 2.0, 4.0]), "next_obs": torch.tensor([[0.0], [0.0], [7.0]]),
+        }  # fmt: skip
+        planner = Planner(None, lambda states: states[:, 0], None, None, horizon=2, discount=0.5, floor=-8.0)
+        assert planner._worth(steps, 3).tolist() == [1 + 0.5 * 4 + 0.25 * 7, 2 - 0.5 * 8, -8.0]
+
+    def test_returns_count_up_to_the_first_end(self):
+        import gymnasium
+
+        from armillary.recipes.offline_control import returns
+
+        environments = gymnasium.make_vec("Pendulum-v1", num_envs=2, vectorization_mode="sync")
+        found = returns(environments, lambda states: torch.zeros(len(states), 1), seed=0)
+        alone = gymnasium.make("Pendulum-v1")
+        for index in range(2):  # a vector environment seeds its members one after the other
+            alone.reset(seed=index)
+            total = sum(alone.step([0.0])[1] for _ in range(200))
+            assert found[index].item() == pytest.approx(total, rel=1e-4)
+
+    def test_bad_input_is_named(self):
+        from armillary.recipes.offline_control import Planner
+
+        for options, message in (
+            ({"horizon": -1}, "horizon must be at least 0, got -1"),
+            ({"horizon": 1, "num_plans": 1}, "num_plans must be at least 2, got 1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                Planner(None, None, None, None, discount=0.9, floor=0.0, **options)
