@@ -124,7 +124,8 @@ def compare_simulators(benchmark, case, count, kind, sample):
     benchmark.extra_info.update(
         case=case,
         peer="a numpy loop over the vehicles",
-        size=f"{count:,} vehicles, {kind}" + (f" (peer timed on {sample} of them)" if sample < count else ""),
+        size=f"{count:,} vehicle{'s' * (count > 1)}, {kind}"
+        + (f" (peer timed on {sample} of them)" if sample < count else ""),
         quantity="time per vehicle and step",
         value=benchmark.stats.stats.median / environments,
     )
