@@ -104,11 +104,11 @@ def _columns(episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
 
 def returns_to_go(rewards: Tensor, episode_id: Tensor, discount: float) -> Tensor:
     """Discounted sum of the rewards from each step to the end of its episode, (N,): what a value is fitted to."""
-    to_go = rewards.clone()
-    for step in range(len(rewards) - 2, -1, -1):
-        if episode_id[step] == episode_id[step + 1]:
-            to_go[step] += discount * to_go[step + 1]
-    return to_go
+    values, episodes = rewards.tolist(), episode_id.tolist()
+    for step in range(len(values) - 2, -1, -1):
+        if episodes[step] == episodes[step + 1]:
+            values[step] += discount * values[step + 1]
+    return rewards.new_tensor(values)
 
 
 class Planner:
@@ -177,7 +177,9 @@ class Planner:
 
         steps = rollout(self.propose, act, start, self.horizon, self.keep_plausible, generator=self.generator)
         best = self._worth(steps, len(start)).view(-1, self.num_plans).argmax(1)
-        return first.view(-1, self.num_plans, first.shape[1])[torch.arange(len(best)), best]
+        return first.view(-1, self.num_plans, first.shape[1])[
+            torch.arange(len(best), device=best.device), best
+        ]
 
     def _worth(self, steps: dict[str, Tensor], num_rollouts: int) -> Tensor:
         """Discounted predicted reward of each rollout, and the value of its end or the floor."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 import subprocess
 import sys
 import time
@@ -163,7 +162,7 @@ class _Elsewhere:
     def __init__(self, groups: Sequence[list[Variant]], size: Size, seed: int, device: str) -> None:
         self._threads = torch.get_num_threads()
         half = max(1, self._threads // 2)
-        self._task = pickle.dumps((groups, size, seed, device, half))
+        self._task = _packed((groups, size, seed, device, half))
         self._half = half
 
     def __enter__(self) -> _Elsewhere:
@@ -181,7 +180,7 @@ class _Elsewhere:
         written = self._child.stdout.read()
         if self._child.wait():
             raise RuntimeError(f"the second process ended with exit status {self._child.returncode}")
-        found: list[Trained] = torch.load(io.BytesIO(written), weights_only=False)
+        found: list[Trained] = _unpacked(written)
         return found
 
     def __exit__(self, *exception: Any) -> None:
@@ -192,10 +191,23 @@ class _Elsewhere:
 
 def _work() -> None:
     """What the second process does."""
-    groups, size, seed, device, threads = pickle.load(sys.stdin.buffer)
+    groups, size, seed, device, threads = _unpacked(sys.stdin.buffer.read())
     torch.set_num_threads(threads)
     found = _train_groups(groups, size, seed, device, lambda fraction, message: None)
-    torch.save(found, sys.stdout.buffer)  # plain pickle would warn of the tensors in torch 2.4
+    sys.stdout.buffer.write(_packed(found))
+
+
+def _packed(value: object) -> bytes:
+    """What goes from one of the two processes to the other; nothing of it is kept."""
+    written = io.BytesIO()
+    torch.save(value, written)
+    return written.getvalue()
+
+
+def _unpacked(written: bytes) -> Any:
+    return torch.load(
+        io.BytesIO(written), weights_only=False
+    )  # written by this process's own child or parent
 
 
 def _train_group(

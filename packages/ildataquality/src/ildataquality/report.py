@@ -257,7 +257,7 @@ class Decomposition:
 
 
 def decompose(
-    episodes: Episodes, *, encode: Encoder | None = None, k: int = 32, seed: int = 0, backend: str = "torch"
+    episodes: Episodes, *, encode: Encoder | None = None, k: int = 32, backend: str = "torch"
 ) -> Decomposition:
     """Split the spread of the data into noise of the actions, noise of the system, and spread of the states.
 
@@ -270,7 +270,6 @@ def decompose(
         episodes: The demonstrations.
         encode: As in `quality_report`.
         k: Neighbours of each fit; must exceed the number of state and action dimensions by two.
-        seed: Of the radius, which is not used.
         backend: As in `neighbours`.
 
     Returns:
@@ -291,7 +290,9 @@ def decompose(
         _features(encode, episodes.observations),
         _features(encode, episodes.next_observations),
     )
-    normalizer = Normalizer.fit(features, generator=torch.Generator().manual_seed(seed))
+    normalizer = Normalizer.fit(
+        features, generator=torch.Generator()
+    )  # draws for the radius, not needed here
     states, actions = normalizer(features), episodes.actions
     joint = _joint(states, actions)
     if k <= joint.shape[1] + 1:
