@@ -14,8 +14,19 @@ def test_a_good_result_passes_and_keeps_its_numbers(result):
 
 
 BREAKS = {
-    "rows[0].distance: must be finite, is nan": lambda r: r["rows"][0].update(distance=math.nan),
-    "rows[1].distance: must be a number, is str": lambda r: r["rows"][1].update(distance="near"),
+    "rows[0].distance: must be a finite number, is nan": lambda r: r["rows"][0].update(distance=math.nan),
+    "rows[1].distance: must be a valid number, is str": lambda r: r["rows"][1].update(distance="near"),
+    "rows[0].distance: must be a valid number, is an integer beyond": lambda r: r["rows"][0].update(
+        distance=10**400
+    ),
+    "rows[0].steps: must be a valid number, is bool": lambda r: r["rows"][0].update(steps=True),
+    "rows: more than one is called walking": lambda r: r["rows"][0].update(name="walking"),
+    "conditions[0]: holds is True, but 0.75 <= 0.5 is False": lambda r: r["conditions"][0].update(
+        figure=0.75
+    ),
+    "conditions[0]: needs must be a comparison": lambda r: r["conditions"][0].update(needs="half of it"),
+    "conditions: List should have at least 1 item": lambda r: r.update(conditions=[]),
+    "holds is False, which is not what its conditions say": lambda r: r.update(holds=False),
     "rows: ['speed'] not declared in metrics": lambda r: r["rows"][0].update(speed=1.0),
     "metrics: ['speed'] appear in no row": lambda r: r["metrics"].update(
         speed={"unit": "", "better": "higher"}
@@ -29,7 +40,7 @@ BREAKS = {
     "curves[0].series.walking: x has 3 values, y has 2": lambda r: r["curves"][0]["series"]["walking"][
         "y"
     ].pop(),
-    "curves[0].series.walking.y[1]: must be finite, is inf": lambda r: r["curves"][0]["series"][
+    "curves[0].series.walking.y[1]: must be a finite number, is inf": lambda r: r["curves"][0]["series"][
         "walking"
     ].update(y=[2.0, math.inf, 0.5]),
     "images[0]: values must be a non-empty rectangle": lambda r: r["images"][0]["values"][0].pop(),
@@ -61,12 +72,12 @@ def test_exactly_the_finite_numbers_pass(value, other):
         "setting": {"data": "", "model": "", "budget": ""},
         "metrics": {"score": {"unit": "", "better": "higher"}},
         "rows": rows,
-        "criterion": "c",
+        "conditions": [{"says": "a is as good as it is", "figure": 1.0, "needs": "< 1", "holds": False}],
         "holds": False,
         "curves": [],
     }
     if math.isfinite(value):
         assert check_result(data).rows[0].values["score"] == value
     else:
-        with pytest.raises(ContractError, match=r"rows\[0\].score: must be finite"):
+        with pytest.raises(ContractError, match=r"rows\[0\].score: must be a finite number"):
             check_result(data)

@@ -14,10 +14,16 @@ from armillary.contract import Figure
 from armillary.workspace import tables
 from armillary.workspace.evidence import collect, speed
 from armillary.workspace.figures import draw
+from armillary.workspace.metadata import DRAFT
 from armillary.workspace.release import ReleaseError, archive_problems, digest, has_changelog_entry, release
 from armillary.workspace.scaffold import scaffold
 
 ROOT = Path(__file__).parents[2]
+WORKSPACE = """\
+[tool.armillary]
+repository = "https://code.invalid/x"
+site = "https://site.invalid/"
+"""
 
 
 def git(root, *arguments):
@@ -29,11 +35,12 @@ def git(root, *arguments):
 def repository(tmp_path):
     shutil.copy(ROOT / "LICENSE", tmp_path / "LICENSE")
     (tmp_path / ".gitignore").write_text("dist/\n")
+    (tmp_path / "pyproject.toml").write_text(WORKSPACE)
     git(tmp_path, "init", "--quiet")
     for name in ("alpha", "beta-two"):
         folder = scaffold(tmp_path, name)
         pyproject = folder / "pyproject.toml"
-        marked = [line for line in pyproject.read_text().splitlines() if "Do Not Upload" not in line]
+        marked = [line for line in pyproject.read_text().splitlines() if DRAFT not in line]
         pyproject.write_text("\n".join(marked) + "\n")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "--quiet", "-m", "two packages")
@@ -93,19 +100,21 @@ def test_stray_and_missing_files_of_a_wheel_are_named(repository):
     wheel, folder = release(repository, "alpha", run_tests=False), repository / "packages" / "alpha"
     wheel = next(path for path in wheel if path.suffix == ".whl")
     assert archive_problems(wheel, folder) == []
-    (folder / "src" / "alpha" / "demo.py").unlink()
+    (folder / "src" / "alpha" / "py.typed").unlink()
     (folder / "src" / "alpha" / "other.py").write_text("")
     assert archive_problems(wheel, folder) == [
-        f"{wheel.name}: stray file alpha/demo.py",
+        f"{wheel.name}: stray file alpha/py.typed",
         f"{wheel.name}: missing file alpha/other.py",
     ]
 
 
-@pytest.mark.parametrize("name", ["Alpha", "a_b", "1a", "a--b", "../a", "", "class", "json", "a b"])
+@pytest.mark.parametrize("name", ["Alpha", "a_b", "1a", "a--b", "../a", "", "class", "json", "a b", "torch"])
 def test_a_bad_name_is_refused(tmp_path, name):
+    lock = tmp_path / "uv.lock"
+    lock.write_text('[[package]]\nname = "torch"\nversion = "2.15.0"\n')
     with pytest.raises(ValueError, match="name must"):
         scaffold(tmp_path, name)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [lock]
 
 
 def test_an_existing_package_is_not_overwritten(repository):
@@ -167,14 +176,14 @@ def test_evidence_is_three_laptop_seeds_of_this_version(tmp_path, result):
 
 
 def test_tables_are_filled_from_the_evidence_and_staleness_is_seen(repository, result):
-    mark = "# x\n\n<!-- methods:all -->\n<!-- /methods -->\n"
-    (repository / "README.md").write_text(mark)
-    (repository / "docs" / "pages").mkdir(parents=True)
-    (repository / "docs" / "pages" / "index.md").write_text(mark)
+    def stale():
+        return [line for line in tables.stale(repository) if not line.endswith("is missing")]
+
+    (repository / "README.md").write_text("# x\n\n<!-- methods:all -->\n<!-- /methods -->\n")
     tables.refresh(repository)
-    assert tables.stale(repository) == []
+    assert stale() == []
     evidence = repository / "docs" / "evidence"
-    evidence.mkdir()
+    evidence.mkdir(parents=True)
     run = a_run(result)
     seeds = [{"seed": seed, "seconds": 1.0, "result": result} for seed in range(3)]
     document = {
@@ -185,17 +194,30 @@ def test_tables_are_filled_from_the_evidence_and_staleness_is_seen(repository, r
         "runs": seeds,
     }
     (evidence / "alpha.json").write_text(json.dumps(document))
-    assert "packages/alpha/README.md is stale" in tables.stale(repository)
+    assert stale() == ["packages/alpha/README.md is stale", "README.md is stale"]
     tables.refresh(repository)
-    assert tables.stale(repository) == []
-    assert "| **walking** | 0.5 | 10 |" in (repository / "packages" / "alpha" / "README.md").read_text()
-    assert "Holds on 3 of 3 seeds" in (repository / "README.md").read_text()
+    assert stale() == []
+    block = (repository / "packages" / "alpha" / "README.md").read_text()
+    for line in (
+        "**Holds on 3 of 3 seeds.**",
+        "- ✓ walking ends at half the distance: 0.25, needs <= 0.5 (3 of 3 seeds)",
+        "| **walking** | 0.5 | 10 |",
+    ):
+        assert line in block.splitlines()
+    assert "| 3 of 3 seeds |" in (repository / "README.md").read_text()
     set_version(repository / "packages" / "alpha", "0.2.0")
-    assert "docs/evidence: alpha is at 0.2.0, its evidence at 0.1.0" in tables.stale(repository)
+    assert tables.outdated(repository) == ["docs/evidence: alpha is at 0.2.0, its evidence at 0.1.0"]
     shutil.rmtree(repository / "packages" / "beta-two")
-    assert "docs/pages/methods/beta-two.md is the page of no package" in tables.stale(repository)
+    assert "README.md is stale" in stale()
     tables.refresh(repository)
-    assert not any("beta-two" in line for line in tables.stale(repository))
+    assert "beta-two" not in (repository / "README.md").read_text()
+
+
+def test_metadata_that_a_finished_package_lacks_is_named(repository):
+    (repository / "README.md").write_text("<!-- methods:all -->\n<!-- /methods -->\n")
+    tables.refresh(repository)
+    for key in ("[tool.armillary] problem", "[tool.armillary] rivals", "[project.urls] Paper"):
+        assert f"packages/alpha/pyproject.toml: {key} is missing" in tables.stale(repository)
 
 
 def test_every_package_of_this_repository_is_part_of_the_frame():

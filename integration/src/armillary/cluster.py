@@ -14,36 +14,53 @@ from urllib.parse import urlsplit
 
 from armillary.catalog import installed
 from armillary.contract import Failure, Run
-from armillary.runner import Job, LocalExecutor, Progress, failure
+from armillary.errors import Trouble
+from armillary.local import LocalExecutor
+from armillary.runner import Job, Progress, execute_safely, failure
 
-LOCAL = "local"
+LOCAL, AUTO = "local", "auto"
 ATTEMPTS = 2
 _PROGRESS_EVERY = 0.5  # seconds; each message is an object that crosses the network
 
 
-class ClusterError(RuntimeError):
+class ClusterError(Trouble, RuntimeError):
     """The cluster cannot be used; the message says why."""
 
 
 class ClusterExecutor:
     """Runs each job as a task of a Ray cluster; `stop()` ends them all and lets go of the cluster.
 
-    A job takes one CPU of the cluster, and one GPU when its device is one. What a node lacks (the package, or this
-    very version of it) is a failure of the job; a node or worker that dies is tried once more first.
+    What a node lacks (the package, or this very version of it) is a failure of the job; a node or worker that dies is
+    tried once more first.
 
     Args:
         address: `"local"` starts a cluster on this machine, `"auto"` finds one that runs here, and
             `"host:port"` or `"ray://host:port"` joins another.
         timeout: Seconds after which a job counts as hanging, or `None`.
-        cpus: CPUs of a cluster that is started here; `None` for all.
+        size: How many jobs a cluster that is started here has room for; `None` for as many as it has CPUs.
+        cpus: CPUs that a job takes.
+        gpus: GPUs that a job takes; `None` for one when its device is one.
+        memory: Bytes of main memory that a job takes, and may take; `None` for any.
 
     Raises:
         ClusterError: If Ray is not installed or the address cannot be reached.
     """
 
-    def __init__(self, address: str, timeout: float | None = None, cpus: int | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        timeout: float | None = None,
+        size: int | None = None,
+        *,
+        cpus: int = 1,
+        gpus: float | None = None,
+        memory: int | None = None,
+    ) -> None:
         self.timeout = timeout
-        self._ray = _connect(address, cpus)
+        self.cpus = cpus
+        self.gpus = gpus
+        self.memory = memory
+        self._ray = _connect(address, size and size * cpus)
         self._tasks: set[Any] = set()
         self._changed = threading.Condition()
         self._stopped = False
@@ -100,21 +117,26 @@ class ClusterExecutor:
         return outcome
 
     def _start(self, job: Job) -> Any:
-        options = {"num_cpus": 1, "num_gpus": int(job.device.startswith("cuda")), "max_retries": 0}
+        gpus = float(job.device.startswith("cuda")) if self.gpus is None else self.gpus
+        options = {"num_cpus": self.cpus, "num_gpus": gpus, "max_retries": 0, "memory": self.memory}
         with self._changed:
             if self._stopped:
                 raise self._ray.exceptions.TaskCancelledError
-            task = self._ray.remote(**options)(work).remote(job, self.timeout)
+            task = self._ray.remote(**options)(work).remote(job, self.timeout, self.cpus, self.memory)
             self._tasks.add(task)
         return task
 
 
-def work(job: Job, timeout: float | None) -> Iterator[tuple[float, str] | Run | Failure]:
+def work(
+    job: Job, timeout: float | None, threads: int = 1, memory: int | None = None
+) -> Iterator[tuple[float, str] | Run | Failure]:
     """What a worker of the cluster does: run the job in a process of its own and tell of it as it goes.
 
     Args:
         job: What to run.
         timeout: Seconds after which it counts as hanging, or `None`.
+        threads: How many it may compute with.
+        memory: Bytes that it may take, or `None`.
 
     Yields:
         `(fraction, message)` now and then, and the outcome at the end.
@@ -125,13 +147,10 @@ def work(job: Job, timeout: float | None) -> Iterator[tuple[float, str] | Run | 
         yield failure(job, 0.0, f"the worker {found}, {job.method.version} was asked for", "")
         return
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    executor = LocalExecutor(timeout, threads=1)
+    executor = LocalExecutor(timeout, threads, memory)
 
     def run() -> None:
-        try:
-            messages.put(executor(job, lambda _, fraction, text: messages.put((fraction, text))))
-        except BaseException as error:  # the reader must hear of it
-            messages.put(error)
+        messages.put(execute_safely(executor, job, lambda _, *step: messages.put(step)))
 
     threading.Thread(target=run, daemon=True).start()
     try:
@@ -147,23 +166,22 @@ def _sparsely(messages: queue.SimpleQueue[Any]) -> Iterator[Any]:
         if time.monotonic() - last >= _PROGRESS_EVERY:
             last = time.monotonic()
             yield message
-    if isinstance(message, BaseException):
-        raise message
     yield message
 
 
 def _connect(address: str, cpus: int | None) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    # Ray warns of a future default unless it is chosen: workers without a GPU keep the environment's setting.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _check_reachable(address)
+    for name, value in _RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:
-        raise ClusterError('--cluster needs Ray; install it with: pip install "armillary[cluster]"') from None
-    _check_reachable(address)
+        raise ClusterError(
+            '--cluster needs Ray: pip install "armillary[cluster]", or in a clone: uv run --with ray armillary ...'
+        ) from None
     where: dict[str, Any] = {"address": address}
     if address == LOCAL:
-        where = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+        where = {"address": LOCAL, "num_cpus": cpus, "include_dashboard": False}
     try:
         ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (
@@ -174,12 +192,29 @@ def _connect(address: str, cpus: int | None) -> Any:
     return ray
 
 
+_RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
+    # Ray warns of a future default unless it is chosen: workers without a GPU keep the environment's setting.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Under `uv run` Ray would start its workers by `uv run` as well, in an environment of their own, and hang.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes."""
-    where = urlsplit(address if "://" in address else f"//{address}")
+    """Say at once what is wrong with an address: Ray itself would try for minutes."""
+    if address in (LOCAL, AUTO):
+        return
     try:
-        if where.port is None:
-            return
-        socket.create_connection((where.hostname, where.port), timeout=5).close()
-    except (OSError, ValueError) as error:
+        where = urlsplit(address if "://" in address else f"//{address}")
+        host, port = where.hostname, where.port
+    except ValueError as error:
+        raise ClusterError(f"--cluster {address}: {error}; must be HOST:PORT, as 10.0.0.1:6379") from error
+    if not host or port is None:
+        raise ClusterError(
+            f"--cluster {address}: must be HOST:PORT (as {host or '10.0.0.1'}:6379), ray://HOST:PORT, auto or local"
+        )
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError as error:
         raise ClusterError(f"--cluster {address}: {error}") from error

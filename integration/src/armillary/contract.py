@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import math
+import operator
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-Preset = Literal["smoke", "laptop", "paper"]
-PRESETS: tuple[Preset, ...] = ("smoke", "laptop", "paper")
+from armillary.presets import PRESETS, Preset
 
+__all__ = [
+    "PRESETS",
+    "Condition",
+    "ContractError",
+    "Curve",
+    "Failure",
+    "Figure",
+    "Image",
+    "Machine",
+    "Metric",
+    "Preset",
+    "Result",
+    "Row",
+    "Run",
+    "Series",
+    "Setting",
+    "check_result",
+    "meets",
+]
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"must be a number, is {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"must be finite, is {value}")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_finite)]
+Number = FiniteFloat  # strict: neither a bool nor a string, and no integer beyond the range of floats
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -47,6 +58,47 @@ class Row(BaseModel):
     def values(self) -> dict[str, float | None]:
         """Metric name -> value."""
         return self.__pydantic_extra__
+
+
+class Condition(_Strict):
+    """One clause of the verdict: what it says, the figure measured, what it needs, and whether that holds.
+
+    `needs` is a comparison of the figure with a number, such as `">= 5 points"` or `"< 1"`; a figure that the
+    rows do not give (`None`) holds nothing.
+    """
+
+    says: Text
+    figure: Number | None
+    needs: str
+    holds: bool
+
+    @model_validator(mode="after")
+    def _holds_as_needed(self) -> Condition:
+        right = meets(self.figure, self.needs)
+        if right != self.holds:
+            raise ValueError(f"holds is {self.holds}, but {self.figure} {self.needs} is {right}")
+        return self
+
+
+_SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
+_NEEDS = re.compile(r"(>=|<=|>|<|==) ([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)(?: \S.*)?")
+
+
+def meets(figure: float | None, needs: str) -> bool:
+    """Whether a figure is as needed; `None` never is.
+
+    Args:
+        figure: What was measured.
+        needs: A comparison with a number, a unit may follow: `">= 5 points"`.
+
+    Raises:
+        ValueError: If `needs` is no such comparison.
+    """
+    found = _NEEDS.fullmatch(needs)
+    if not found:
+        raise ValueError(f'needs must be a comparison such as ">= 5 points", is {needs!r}')
+    sign, number = found.groups()
+    return figure is not None and bool(_SIGNS[sign](figure, float(number)))
 
 
 class Series(_Strict):
@@ -111,13 +163,22 @@ class Result(_Strict):
     setting: Setting
     metrics: dict[str, Metric]
     rows: Annotated[list[Row], Field(min_length=2)]
-    criterion: Text
+    conditions: Annotated[list[Condition], Field(min_length=1)]
     holds: bool
     curves: list[Curve]
     images: list[Image] = []
 
     @model_validator(mode="after")
+    def _holds_if_all_do(self) -> Result:
+        if self.holds != all(condition.holds for condition in self.conditions):
+            raise ValueError(f"holds is {self.holds}, which is not what its conditions say")
+        return self
+
+    @model_validator(mode="after")
     def _table_is_complete(self) -> Result:
+        names = [row.name for row in self.rows]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"rows: more than one is called {', '.join(twice)}")
         for role in ("method", "baseline"):
             if all(row.role != role for row in self.rows):
                 raise ValueError(f"rows: no row has the role {role!r}")
@@ -193,4 +254,14 @@ def _explain(item: Any) -> str:
     for part in item["loc"]:
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] in ("finite_number", "float_type"):
+        message = message.replace("Input should be", "must be") + f", is {_brief(item['input'])}"
     return f"{where}: {message}" if where else message
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (
+            "an integer beyond the range of floats"  # all others are taken; its digits are too many to show
+        )
+    return repr(value) if isinstance(value, float) else type(value).__name__

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from armillary.contract import Machine
 
 
-def describe(device: str) -> Machine:
-    """This machine, with the accelerator's name when the run uses one.
+def describe(accelerator: str | None = None) -> Machine:
+    """This machine.
 
     Args:
-        device: The torch device of the run.
+        accelerator: What else computed, as the process that used it found out.
     """
     return Machine(
         cpu=_cpu(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        torch=version("torch"),
-        accelerator=_accelerator(device),
+        torch=torch_version() or "none",
+        accelerator=accelerator,
     )
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def torch_version() -> str | None:
+    """The installed torch, read from its metadata; `None` when there is none."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu() -> str:
@@ -33,11 +46,3 @@ def _cpu() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _accelerator(device: str) -> str | None:
-    if not device.startswith("cuda"):
-        return None
-    import torch
-
-    return torch.cuda.get_device_name(device)

@@ -1,27 +1,26 @@
-"""Run demos, each in a process of its own, several at a time, and keep what they return."""
+"""Jobs, and how all of them are brought to an end: several at a time, shared with other runs, each kept at once."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from armillary import machine
 from armillary.catalog import Method
-from armillary.contract import ContractError, Failure, Preset, Run, check_result
-from armillary.storage import Store
+from armillary.claims import Claims, owner
+from armillary.contract import Failure, Preset, Run
+from armillary.storage import StorageError, Store
+from armillary.text import clean
+from armillary.worker import describe
 
 Progress = Callable[["Job", float, str], None]
+Outcome = Run | Failure
+_LOOK_AGAIN = 0.5  # seconds, while every job that is left runs elsewhere
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,11 @@ class Job:
         return f"{self.method.name} {self.preset} seed {self.seed}"
 
     @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What its files are called after."""
+        return self.method.name, self.preset, self.seed, self.device
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What is known of the outcome beforehand."""
         return {
@@ -50,174 +54,21 @@ class Job:
         }
 
 
-def finished(store: Store, job: Job) -> Run | None:
-    """The kept run of this very job, if there is one: same version and same device."""
-    run = store.load(job.method.name, job.preset, job.seed)
-    same = run is not None and run.version == job.method.version and run.device == job.device
-    return run if same else None
-
-
 class Executor(Protocol):
     """What runs a job: here in a process (`LocalExecutor`), or on a cluster."""
 
-    def __call__(self, job: Job, progress: Progress) -> Run | Failure:
+    def __call__(self, job: Job, progress: Progress) -> Outcome:
         """Run one job to its end, whatever that is."""
 
     def stop(self) -> None:
         """End what still runs."""
 
 
-class LocalExecutor:
-    """Runs each job in a child process; `stop()` ends them all.
-
-    Args:
-        timeout: Seconds after which a job counts as hanging, or `None`.
-        threads: `OMP_NUM_THREADS` of each child, or `None` to leave it.
-    """
-
-    def __init__(self, timeout: float | None = None, threads: int | None = None) -> None:
-        self.timeout = timeout
-        self.threads = threads
-        self._children: set[subprocess.Popen[str]] = set()
-        self._stopped = threading.Event()
-
-    def __call__(self, job: Job, progress: Progress) -> Run | Failure:
-        """Run one job to its end, whatever that is.
-
-        Args:
-            job: What to run.
-            progress: Told every step of the demo, from this thread.
-
-        Returns:
-            The validated run, or the failure with its reason and traceback.
-        """
-        start = time.perf_counter()
-        with (
-            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
-            self._start(job, errors) as child,
-        ):
-            expired = threading.Event()
-            timer = threading.Timer(self.timeout or 0, lambda: _expire(child, expired))
-            timer.daemon = True
-            if self.timeout is not None:
-                timer.start()
-            try:
-                answer = _listen(child, job, progress)
-                status = child.wait()
-            finally:
-                timer.cancel()
-                _kill(child)
-                self._children.discard(child)
-            errors.seek(0)
-            printed = errors.read()[-20_000:]
-        seconds = time.perf_counter() - start
-        if "result" in answer:
-            try:
-                result = check_result(answer["result"])
-            except ContractError as error:
-                return failure(job, seconds, "the result breaks the demo contract", str(error))
-            about = machine.describe(job.device)
-            return Run(**job.facts, seconds=round(answer["seconds"], 2), machine=about, result=result)
-        if expired.is_set():
-            return failure(job, seconds, f"no result after {self.timeout:g} s", printed)
-        if "error" in answer:
-            return failure(job, seconds, answer["error"], answer["detail"])
-        return failure(job, seconds, _how_it_ended(status), printed)
-
-    def stop(self) -> None:
-        """End every child now; no further one starts."""
-        self._stopped.set()
-        for child in list(self._children):
-            _kill(child)
-
-    def _start(self, job: Job, errors: IO[str]) -> subprocess.Popen[str]:
-        environment = dict(os.environ)
-        if self.threads is not None:
-            environment["OMP_NUM_THREADS"] = str(self.threads)
-        command = [
-            sys.executable,
-            "-m",
-            "armillary.worker",
-            job.method.target,
-            job.preset,
-            str(job.seed),
-            job.device,
-        ]
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-        self._children.add(child)
-        if self._stopped.is_set():
-            _kill(child)
-        return child
-
-
-def run_all(
-    jobs: Iterable[Job],
-    execute: Executor,
-    store: Store,
-    *,
-    workers: int = 1,
-    progress: Progress = lambda job, fraction, message: None,
-) -> Generator[tuple[Job, Run | Failure], None, None]:
-    """Run jobs `workers` at a time and yield each outcome once it is safely on disk.
-
-    Args:
-        jobs: What to run.
-        execute: Runs one job; is stopped at the end.
-        store: Where outcomes are kept.
-        workers: How many run at the same time.
-        progress: Told every step, from the workers' threads.
-
-    Yields:
-        `(job, outcome)` in the order of finishing.
-
-    Raises:
-        StorageError: If an outcome cannot be kept.
-    """
-    with ThreadPoolExecutor(workers) as pool:
-        pending: dict[Future[Run | Failure], Job] = {pool.submit(execute, job, progress): job for job in jobs}
-        try:
-            while pending:
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    job, outcome = pending.pop(future), future.result()
-                    store.save(outcome)
-                    yield job, outcome
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            execute.stop()
-
-
-def _listen(child: subprocess.Popen[str], job: Job, progress: Progress) -> dict[str, Any]:
-    """Read the child's messages to the end and return the last that is an answer."""
-    answer: dict[str, Any] = {}
-    assert child.stdout is not None
-    for line in child.stdout:
-        with contextlib.suppress(json.JSONDecodeError):  # a line cut off when the child was killed
-            message = json.loads(line)
-            if "progress" in message:
-                fraction, text = message["progress"]
-                progress(job, min(max(fraction, 0.0), 1.0), text)
-            else:
-                answer = message
-    return answer
-
-
-def _expire(child: subprocess.Popen[str], expired: threading.Event) -> None:
-    expired.set()
-    _kill(child)
-
-
-def _kill(child: subprocess.Popen[str]) -> None:
-    """End the child and whatever it started (it leads a process group of its own)."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+def finished(store: Store, job: Job) -> Run | None:
+    """The kept run of this very job, if there is one: same version and same device."""
+    run = store.load(*job.key)
+    same = run is not None and run.version == job.method.version and run.device == job.device
+    return run if same else None
 
 
 def failure(job: Job, seconds: float, reason: str, detail: str) -> Failure:
@@ -229,10 +80,115 @@ def failure(job: Job, seconds: float, reason: str, detail: str) -> Failure:
         reason: One line.
         detail: What is known besides: a traceback, or what was printed.
     """
-    return Failure(**job.facts, seconds=round(seconds, 2), reason=reason, detail=detail)
+    return Failure(**job.facts, seconds=round(seconds, 2), reason=clean(reason), detail=clean(detail))
 
 
-def _how_it_ended(status: int) -> str:
-    if status < 0:
-        return f"the process was killed by {signal.Signals(-status).name}"
-    return f"the process ended with status {status} and no result"
+def execute_safely(execute: Executor, job: Job, progress: Progress) -> Outcome:
+    """Run a job so that whatever goes wrong about it is its own failure and no other's.
+
+    Args:
+        execute: Runs one job.
+        job: What to run.
+        progress: Told every step.
+    """
+    start = time.perf_counter()
+    try:
+        return execute(job, progress)
+    except Exception as error:
+        return failure(job, time.perf_counter() - start, describe(error), traceback.format_exc())
+
+
+def run_all(
+    jobs: Iterable[Job],
+    execute: Executor,
+    store: Store,
+    *,
+    workers: int = 1,
+    fresh: bool = False,
+    progress: Progress = lambda job, fraction, message: None,
+) -> Generator[tuple[Job, Outcome], None, None]:
+    """Run jobs `workers` at a time and yield each outcome once it is safely on disk.
+
+    A job that another run on the same folder has claimed is left to it; its outcome is taken from there, or, when that
+    run ends without one, made here.
+
+    Args:
+        jobs: What to run.
+        execute: Runs one job; is stopped at the end.
+        store: Where outcomes are kept.
+        workers: How many run at the same time.
+        fresh: Take no result that was there before the call.
+        progress: Told every step, from the workers' threads.
+
+    Yields:
+        `(job, outcome)` in the order of finishing.
+
+    Raises:
+        StorageError: If an outcome cannot be kept.
+    """
+    waiting = list(jobs)
+    before = {job: _stamps(store, job) for job in waiting}
+    running: dict[Future[Outcome], Job] = {}
+    with closing(Claims(store.folder)) as claims, ThreadPoolExecutor(workers) as pool:
+        try:
+            while waiting or running:
+                for job in list(waiting):
+                    if len(running) == workers:
+                        break
+                    claim = store.claim_path(*job.key)
+                    if not claims.take(claim):
+                        progress(job, 0.0, f"{owner(claim)} runs it")
+                        continue
+                    waiting.remove(job)
+                    if outcome := _made_elsewhere(store, job, before[job], fresh):
+                        claims.release(claim)
+                        yield job, outcome
+                    else:
+                        running[pool.submit(execute_safely, execute, job, progress)] = job
+                if not running:
+                    time.sleep(_LOOK_AGAIN if waiting else 0)
+                free = len(running) < workers and waiting
+                ended = wait(running, _LOOK_AGAIN if free else None, FIRST_COMPLETED).done if running else ()
+                for future in ended:
+                    job = running.pop(future)
+                    outcome = _keep(store, job, future.result())
+                    claims.release(store.claim_path(*job.key))
+                    yield job, outcome
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            execute.stop()
+
+
+def _keep(store: Store, job: Job, outcome: Outcome) -> Outcome:
+    try:
+        store.save(outcome)
+    except StorageError:
+        raise
+    except Exception as error:  # a result that cannot be written down
+        outcome = failure(job, outcome.seconds, describe(error), traceback.format_exc())
+        store.save(outcome)
+    return outcome
+
+
+def _made_elsewhere(store: Store, job: Job, before: tuple[int, int], fresh: bool) -> Outcome | None:
+    """What another run has made of a job since `before`."""
+    now = _stamps(store, job)
+    if (not fresh or now[0] != before[0]) and (run := finished(store, job)):
+        return run
+    if now[1] != before[1]:
+        found = store.load_failure(*job.key)
+        if found and found.version == job.method.version:
+            return found
+    return None
+
+
+def _stamps(store: Store, job: Job) -> tuple[int, int]:
+    """When the files of a job's run and failure were written; zero where there is none."""
+    return _stamp(store.run_path(*job.key)), _stamp(store.failure_path(*job.key))
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gacil import AnalyticClassifier, RandomBuffer
-from neuralcollapse import Stats, StreamingStats, cdnv, nc1
-from robustmeanteacher import RobustMeanTeacher, RobustMeanTeacherConfig
+from armillary.recipes._packages import joined
+
+with joined("gacil", "neuralcollapse", "robustmeanteacher"):
+    from gacil import AnalyticClassifier, RandomBuffer
+    from neuralcollapse import Stats, StreamingStats, cdnv, nc1
+    from robustmeanteacher import RobustMeanTeacher, RobustMeanTeacherConfig
 
 
 class ContinualStream:

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emulatedft import CachedModel, Delta
-from sortedft import KeyValueCache, Parts, adapter, compute_sorted_loss, cut
+from armillary.recipes._packages import joined
+
+with joined("sortedft", "emulatedft"):
+    from emulatedft import CachedModel, Delta
+    from sortedft import KeyValueCache, Parts, adapter, compute_sorted_loss, cut
 
 Batch = Mapping[str, Tensor]
 Loss = Callable[..., Tensor]

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ildataquality import Episodes, select
-from morec import DynamicsRewardTrainer, TransitionFilter, calibrate_threshold, rollout
+from armillary.recipes._packages import joined
+
+with joined("ildataquality", "morec"):
+    from ildataquality import Episodes, select
+    from morec import DynamicsRewardTrainer, TransitionFilter, calibrate_threshold, rollout
 
 Policy = Callable[[Tensor], Tensor]
 Propose = Callable[[Tensor, Tensor], Tensor]

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from koopmanlimits import POD, Identity, Modes, forecast, galerkin, pod, resdmd
-from poseidon_lite import relative_error, rollout
+from armillary.recipes._packages import joined
+
+with joined("koopmanlimits", "poseidon-lite"):
+    from koopmanlimits import POD, Identity, Modes, forecast, galerkin, pod, resdmd
+    from poseidon_lite import relative_error, rollout
 
 Dictionary = Callable[[Tensor], Tensor]
 Network = Callable[[Tensor, Tensor], Tensor]

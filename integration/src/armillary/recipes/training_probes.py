@@ -11,8 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from localcomplexity import LocalComplexity
-from neuralcollapse import NCMeter
+from armillary.recipes._packages import joined
+
+with joined("localcomplexity", "neuralcollapse"):
+    from localcomplexity import LocalComplexity
+    from neuralcollapse import NCMeter
 
 
 class TrainingProbes:
@@ -31,7 +34,7 @@ class TrainingProbes:
     Raises:
         ValueError: If there are no points.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> x, y = torch.randn(20, 2), torch.arange(20) % 2

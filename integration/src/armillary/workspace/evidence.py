@@ -2,8 +2,10 @@
 
     python -m armillary.workspace.evidence demo NAME RESULTS_FOLDER
     python -m armillary.workspace.evidence speed NAME BENCHMARK_JSON
+    python -m armillary.workspace.evidence judge [NAME...]
 
-Both write under docs/evidence and then refresh the tables made from it.
+The first two write under docs/evidence and then refresh the tables made from it. The third judges committed rows
+anew, by today's `conditions` of the demo: a verdict that its rows do not bear out is never published.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import json
 import sys
 import tomllib
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from armillary.contract import Machine, Preset, Result
+from armillary.contract import Machine, Preset, Result, check_result
 from armillary.storage import Store, write_atomically
+from armillary.summary import differences
 
 FOLDER = Path("docs/evidence")
 
@@ -86,7 +90,7 @@ def collect(name: str, version: str, results: Path) -> Evidence:
         results: The folder that `armillary run` wrote.
 
     Raises:
-        ValueError: If there are fewer than three seeds of this version.
+        ValueError: If there are fewer than three seeds of this version, or their tables differ in form.
     """
     runs = [
         run
@@ -95,6 +99,8 @@ def collect(name: str, version: str, results: Path) -> Evidence:
     ]
     if len(runs) < 3:
         raise ValueError(f"{name} {version}: evidence is three laptop seeds, {results} holds {len(runs)}")
+    if unlike := differences({run.seed: run.result for run in runs}):
+        raise ValueError(f"{name} {version}: seeds of one table are alike: {'; '.join(unlike)}")
     seeds = [SeedRun(seed=run.seed, seconds=run.seconds, result=run.result) for run in runs]
     return Evidence(name=name, version=version, preset="laptop", machine=runs[0].machine, runs=seeds)
 
@@ -123,6 +129,45 @@ def speed(name: str, version: str, benchmark: dict[str, Any]) -> Speed:
     )
 
 
+def judged(document: dict[str, Any]) -> dict[str, Any]:
+    """Committed evidence with the verdict that the package's `conditions` give its rows today.
+
+    Args:
+        document: The parsed `docs/evidence/<name>.json`; it is not changed.
+
+    Raises:
+        ContractError: If what comes out breaks the contract.
+    """
+    conditions = import_module(f"{document['name'].replace('-', '_')}.demo").conditions
+    document = json.loads(json.dumps(document))
+    for run in document["runs"]:
+        result = run["result"]
+        result.pop("criterion", None)
+        found = conditions(result["rows"])
+        result |= {"conditions": found, "holds": all(condition["holds"] for condition in found)}
+        check_result(result)
+    return document
+
+
+def misjudged(root: Path) -> list[str]:
+    """The names of those whose verdict is not what their rows say, or whose rows today's demo cannot judge."""
+    documents = [json.loads(path.read_text()) for path in committed(root)]
+    return [document["name"] for document in documents if not _stands(document)]
+
+
+def _stands(document: dict[str, Any]) -> bool:
+    try:
+        return judged(document) == document
+    except Exception:  # whatever a demo raises over rows that it no longer knows
+        return False
+
+
+def committed(root: Path) -> list[Path]:
+    """Every file of demo evidence."""
+    found = sorted((root / FOLDER).glob("*.json"))
+    return [path for path in found if not path.name.endswith(".speed.json")]
+
+
 def _compare(group: str, cases: dict[str, Any]) -> SpeedGroup:
     if cases.keys() != {"ours", "peer"}:
         raise ValueError(f"group {group!r}: needs the cases 'ours' and 'peer', has {sorted(cases)}")
@@ -149,22 +194,24 @@ def declared_version(name: str) -> str:
     return str(project["version"])
 
 
-def main(kind: str, name: str, source: str) -> None:
-    """Write one evidence file and refresh the tables."""
+def main(kind: str, *arguments: str) -> None:
+    """Write evidence files and refresh the tables."""
     from armillary.workspace import tables
 
-    version = declared_version(name)
-    found: Evidence | Speed
-    if kind == "demo":
-        found, path = collect(name, version, Path(source)), FOLDER / f"{name}.json"
+    if kind == "judge":
+        chosen = [FOLDER / f"{name}.json" for name in arguments]
+        for path in chosen or committed(Path.cwd()):
+            write_atomically(path, json.dumps(judged(json.loads(path.read_text()))) + "\n")
     else:
-        found, path = (
-            speed(name, version, json.loads(Path(source).read_text())),
-            FOLDER / f"{name}.speed.json",
-        )
-    write_atomically(
-        path, json.dumps(json.loads(found.model_dump_json()), indent=None if kind == "demo" else 1) + "\n"
-    )
+        name, source = arguments
+        version = declared_version(name)
+        found: Evidence | Speed
+        if kind == "demo":
+            found, path, indent = collect(name, version, Path(source)), FOLDER / f"{name}.json", None
+        else:
+            found = speed(name, version, json.loads(Path(source).read_text()))
+            path, indent = FOLDER / f"{name}.speed.json", 1
+        write_atomically(path, json.dumps(json.loads(found.model_dump_json()), indent=indent) + "\n")
     tables.refresh(Path.cwd())
 
 

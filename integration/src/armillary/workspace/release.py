@@ -1,4 +1,4 @@
-"""Whether a package can be released: `python -m armillary.workspace.release NAME`.
+"""Whether a package can be released: `python -m armillary.workspace.release NAME [--tag TAG]`.
 
 Every check names what is wrong; when all pass, sdist and wheel are built twice and compared byte for byte, and the
 commands that tag and publish are printed, not run.
@@ -6,7 +6,9 @@ commands that tag and publish are printed, not run.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -17,18 +19,22 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from armillary.workspace.metadata import DRAFT
 
 
 class ReleaseError(RuntimeError):
     """Why a package cannot be released."""
 
 
-def release(root: Path, name: str, *, run_tests: bool = True) -> list[Path]:
+def release(root: Path, name: str, *, tag: str | None = None, run_tests: bool = True) -> list[Path]:
     """Check one package and build what would be published into `dist/`.
 
     Args:
         root: The repository's root.
         name: The package.
+        tag: The tag that is being released, if there is one already; it must be the package's name and version.
         run_tests: Whether to run its isolated tests as well.
 
     Returns:
@@ -42,7 +48,10 @@ def release(root: Path, name: str, *, run_tests: bool = True) -> list[Path]:
         raise ReleaseError(f"there is no package {name!r}")
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     version = project["version"]
-    if problems := list(_source_problems(root, folder, project)):
+    problems = list(_source_problems(root, folder, project))
+    if tag is not None and tag != f"{name}-v{version}":
+        problems.append(f"the tag {tag} is not {name}-v{version}")
+    if problems:
         raise ReleaseError("\n".join(problems))
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         built, again = _build(root, folder, Path(first)), _build(root, folder, Path(second))
@@ -52,6 +61,7 @@ def release(root: Path, name: str, *, run_tests: bool = True) -> list[Path]:
             if digest(one) != digest(two)
         ]
         problems += [problem for path in built for problem in archive_problems(path, folder)]
+        problems += _twine_problems(built)
         if problems:
             raise ReleaseError("\n".join(problems))
         if run_tests and subprocess.run(["nox", "-s", f"tests({name})"], cwd=root).returncode:
@@ -61,7 +71,7 @@ def release(root: Path, name: str, *, run_tests: bool = True) -> list[Path]:
         return [path.replace(out / path.name) for path in built]
 
 
-def _source_problems(root: Path, folder: Path, project: dict[str, object]) -> Iterator[str]:
+def _source_problems(root: Path, folder: Path, project: dict[str, Any]) -> Iterator[str]:
     tag = f"{project['name']}-v{project['version']}"
     if _git(root, "status", "--porcelain"):
         yield "the working tree is dirty: commit or stash first"
@@ -69,8 +79,13 @@ def _source_problems(root: Path, folder: Path, project: dict[str, object]) -> It
         yield f"CHANGELOG.md has no entry for {project['version']}"
     if _git(root, "tag", "--list", tag):
         yield f"the tag {tag} exists already: raise the version"
-    if any("Do Not Upload" in str(line) for line in project.get("classifiers", ())):  # type: ignore[attr-defined]
-        yield "the package is still marked 'Private :: Do Not Upload'"
+    if DRAFT in project.get("classifiers", ()):
+        yield f"the package is still marked {DRAFT!r}"
+    for kind in ("json", "speed.json"):
+        path = root / "docs" / "evidence" / f"{project['name']}.{kind}"
+        found = json.loads(path.read_text())["version"] if path.exists() else None
+        if found not in (None, project["version"]):
+            yield f"docs/evidence/{path.name} is of version {found}: a release shows what it can do itself"
 
 
 def has_changelog_entry(path: Path, version: str) -> bool:
@@ -117,6 +132,13 @@ def archive_problems(path: Path, folder: Path) -> list[str]:
     ]
 
 
+def _twine_problems(archives: list[Path]) -> list[str]:
+    """What the index would say of the metadata and of the README."""
+    command = ["uvx", "--quiet", "twine", "check", "--strict", *map(str, archives)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return [done.stdout + done.stderr] if done.returncode else []
+
+
 def _build(root: Path, folder: Path, out: Path) -> list[Path]:
     stamp = _git(root, "log", "-1", "--format=%ct", "--", str(folder)) or "315532800"
     environment = {**os.environ, "SOURCE_DATE_EPOCH": stamp}
@@ -132,11 +154,15 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def main(name: str) -> int:
+def main() -> int:
     """Command line."""
-    root = Path.cwd()
+    parser = argparse.ArgumentParser(prog="nox -s release --", description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--tag", help="refuse unless it is the package's name and version")
+    given = parser.parse_args()
+    root, name = Path.cwd(), given.name
     try:
-        archives = release(root, name)
+        archives = release(root, name, tag=given.tag)
     except ReleaseError as error:
         print(f"{name} cannot be released:\n{error}", file=sys.stderr)
         return 1
@@ -149,4 +175,4 @@ def main(name: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

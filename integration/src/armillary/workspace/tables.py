@@ -1,8 +1,9 @@
-"""The tables in README files and docs, made from docs/evidence: `python -m armillary.workspace.tables [--check]`.
+"""The tables in README files, made from docs/evidence: `python -m armillary.workspace.tables [--check]`.
 
-A generated block stands between `<!-- kind:name -->` and `<!-- /kind -->`; everything else is left alone. The
-pages of the site that are generated whole are written too. With `--check` nothing is written and a stale file is
-an error.
+A generated block stands between `<!-- kind:name -->` and `<!-- /kind -->`; everything else is left alone. So do the
+lists of packages in `integration/pyproject.toml`, the packages' URLs and the picture in the README. With `--check`
+nothing is written, and a stale file is an error, as is metadata that a finished package lacks. Pages that only the
+site shows are no files of the repository: `armillary.workspace.site` makes them.
 """
 
 from __future__ import annotations
@@ -10,80 +11,50 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tomllib
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
 
-from armillary.catalog import family
-from armillary.summary import summarize
-from armillary.workspace.evidence import Evidence, Speed, SpeedGroup
+from armillary.summary import Clause
+from armillary.workspace import metadata, picture
+from armillary.workspace.evidence import SpeedGroup, misjudged
+from armillary.workspace.package import Package, kinds, packages
 
-
-@dataclass(frozen=True)
-class Package:
-    """A package's folder with its committed evidence."""
-
-    root: Path
-    name: str
-
-    @cached_property
-    def project(self) -> dict[str, object]:
-        """The `[project]` table of its pyproject."""
-        text = (self.root / "packages" / self.name / "pyproject.toml").read_text()
-        table: dict[str, object] = tomllib.loads(text)["project"]
-        return table
-
-    @cached_property
-    def family(self) -> str:
-        """What its keyword `armillary :: ...` says."""
-        keywords = self.project["keywords"]
-        assert isinstance(keywords, list)
-        return family(keywords)
-
-    @cached_property
-    def evidence(self) -> Evidence | None:
-        """Its three laptop seeds."""
-        path = self.root / "docs" / "evidence" / f"{self.name}.json"
-        return Evidence.model_validate_json(path.read_text()) if path.exists() else None
-
-    @cached_property
-    def speed(self) -> Speed | None:
-        """Its ratios."""
-        path = self.root / "docs" / "evidence" / f"{self.name}.speed.json"
-        return Speed.model_validate_json(path.read_text()) if path.exists() else None
-
-
-def packages(root: Path) -> list[Package]:
-    """Every package that is no draft (marked `Private :: Do Not Upload`), by name."""
-    found = sorted(root.glob("packages/*/pyproject.toml"))
-    return [
-        Package(root, path.parent.name)
-        for path in found
-        if "Private :: Do Not Upload" not in path.read_text()
-    ]
+__all__ = [
+    "evidence_block",
+    "methods_block",
+    "packages",
+    "ratio",
+    "refresh",
+    "row",
+    "speed_block",
+    "stale",
+    "wanted",
+]
 
 
 def evidence_block(package: Package) -> str:
-    """The evidence table of one package."""
-    found = package.evidence
-    if found is None:
+    """Claim, verdict, conditions, table and provenance of one package's evidence."""
+    found, summary = package.evidence, package.summary
+    if found is None or summary is None:
         return "No evidence is committed yet."
-    summary = summarize([run.result for run in found.runs])
-    first, machine = found.runs[0].result, found.machine
-    lines = [_row(["", *summary.columns]), _row(["---", *["--:"] * len(summary.columns)])]
-    for name, role, cells in summary.lines:
-        lines.append(_row([f"**{name}**" if role == "method" else f"{name} ({role})", *cells]))
+    machine = found.machine
+    lines: list[str] = []
+    for table in summary.tables:
+        lines += ["", row(["compared", *table.columns]), row(["---", *["--:"] * len(table.columns)])]
+        for name, role, cells in table.lines:
+            lines.append(row([f"**{name}**" if role == "method" else f"{name} ({role})", *cells]))
     seconds = sum(run.seconds for run in found.runs) / len(found.runs)
     return "\n".join(
         [
-            f"Claim: {first.claim}",
+            f"Claim: {package.claim}",
             "",
+            f"**{summary.verdict}.**",
+            "",
+            *(_condition(clause) for clause in summary.clauses),
             *lines,
             "",
-            f"**{summary.verdict}.** Criterion: {first.criterion}. Mean over {summary.seeds} seeds (smallest to "
-            f"largest), version {found.version}, `{found.preset}` preset, about {seconds:.0f} s a seed on "
-            f"{machine.cores} cores of {machine.cpu}, torch {machine.torch}.",
+            f"Mean over {summary.seeds} seeds (smallest to largest). Version {found.version}, `{found.preset}` "
+            f"preset, about {seconds:.0f} s a seed on {machine.cores} cores of {machine.cpu}, torch {machine.torch}.",
         ]
     )
 
@@ -92,104 +63,102 @@ def speed_block(package: Package) -> str:
     """The speed table of one package."""
     if package.speed is None:
         return "No benchmark is committed yet."
-    lines = [_row(["comparison", "peer", "size", "quantity", "peer / ours"]), _row(["---"] * 4 + ["--:"])]
+    lines = [row(["comparison", "peer", "size", "quantity", "peer / ours"]), row(["---"] * 4 + ["--:"])]
     lines += [
-        _row([group.group, group.peer, group.size, group.quantity, _ratio(group)])
+        row([group.group, group.peer, group.size, group.quantity, ratio(group)])
         for group in package.speed.groups
     ]
     return "\n".join(lines)
 
 
-def methods_block(found: list[Package], link: str) -> str:
-    """The table of all methods.
+def methods_block(root: Path, link: str) -> str:
+    """The table of all methods, by kind of problem.
 
     Args:
-        found: The packages.
+        root: The repository.
         link: Where a name links to, with `{name}` in it.
     """
-    lines = [_row(["method", "family", "what it gives", "evidence", "speed"]), _row(["---"] * 5)]
-    for package in sorted(found, key=lambda package: (package.family, package.name)):
-        verdict = best = "–"
-        if package.evidence:
-            verdict = summarize([run.result for run in package.evidence.runs]).verdict
-        if package.speed:
-            group = package.speed.groups[0]
-            best = f"{group.ratio.median:.3g}x ({group.group})"
-        name = f"[{package.name}]({link.format(name=package.name)})"
-        lines.append(_row([name, package.family, str(package.project["description"]), verdict, best]))
+    lines = [row(["method", "your problem", "what it gives", "holds on"]), row(["---"] * 4)]
+    for kind in kinds(root):
+        lines.append(row(["", f"**{kind.heading}**", "", ""]))
+        lines += [
+            row(
+                [
+                    f"[{package.name}]({link.format(name=package.name)})",
+                    package.advice.problem or "–",
+                    package.description,
+                    package.verdict.removeprefix("Holds on "),
+                ]
+            )
+            for package in kind.packages
+        ]
     return "\n".join(lines)
 
 
-def performance_page(found: list[Package]) -> str:
-    """The page with every ratio."""
-    parts = [f"## {package.name}\n\n{speed_block(package)}\n" for package in found if package.speed]
-    intro = (
-        "Every number is a ratio, peer over ours, of two cases timed one after the other in one process on the same "
-        "input, after both were seen to give the same answer: above 1, ours is faster (or, where the quantity says "
-        "so, smaller). The median stands first, then the range from lower quartile to upper quartile.\n"
-    )
-    return "# Performance\n\n" + intro + "\n" + "\n".join(parts)
+def ratio(group: SpeedGroup) -> str:
+    """A ratio for people: `"1.33x (1.28 to 1.48)"`; large ones in whole numbers."""
+    found = group.ratio
+    if found.low == found.high:
+        return f"{_short(found.median)}x"
+    return f"{_short(found.median)}x ({_short(found.low)} to {_short(found.high)})"
 
 
-def method_page(package: Package) -> str:
-    """The page of one method: its README, the plots of its evidence, its public names."""
-    module = package.name.replace("-", "_")
-    return (
-        f'--8<-- "packages/{package.name}/README.md"\n\n'
-        f"## Plots\n\n<!-- plots:{package.name} -->\n\n"
-        f"## Public names\n\n::: {module}\n"
-    )
+def row(cells: list[str]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def wanted(root: Path) -> dict[Path, str]:
     """Every generated file with the text that it should have."""
-    found = packages(root)
-    texts = {}
-    for package in found:
+    texts = metadata.wanted(root)
+    for package in packages(root):
         path = root / "packages" / package.name / "README.md"
-        text = _fill(path.read_text(), f"evidence:{package.name}", evidence_block(package))
+        text = _fill(package.readme, f"evidence:{package.name}", evidence_block(package))
         texts[path] = _fill(text, f"speed:{package.name}", speed_block(package))
-        texts[root / "docs" / "pages" / "methods" / f"{package.name}.md"] = method_page(package)
-    readme, index = root / "README.md", root / "docs" / "pages" / "index.md"
-    texts[readme] = _fill(readme.read_text(), "methods:all", methods_block(found, "packages/{name}"))
-    texts[index] = _fill(index.read_text(), "methods:all", methods_block(found, "methods/{name}.md"))
-    texts[root / "docs" / "pages" / "performance.md"] = performance_page(found)
+    readme = root / "README.md"
+    texts[readme] = _fill(readme.read_text(), "methods:all", methods_block(root, "packages/{name}"))
     return texts
 
 
 def refresh(root: Path) -> list[Path]:
-    """Write every generated file that is stale, delete the pages of no package, and return all those."""
+    """Write every generated file that is stale, and return those."""
     texts = wanted(root)
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(texts[path])
-    orphans = _orphans(root, texts)
-    for path in orphans:
-        path.unlink()
-    return stale + orphans
-
-
-def _orphans(root: Path, texts: dict[Path, str]) -> list[Path]:
-    return [path for path in sorted((root / "docs" / "pages" / "methods").glob("*.md")) if path not in texts]
+    return [*stale, *picture.refresh(root)]
 
 
 def stale(root: Path) -> list[str]:
-    """What is not as the evidence says: generated files, pages of packages that are gone, old versions."""
-    texts = wanted(root)
-    out = [
-        f"{path.relative_to(root)} is stale"
-        for path, text in texts.items()
-        if not path.exists() or path.read_text() != text
+    """What is not as evidence and metadata say: generated files, and metadata that is not there."""
+    return list(_stale(root))
+
+
+def _stale(root: Path) -> Iterator[str]:
+    for path, text in wanted(root).items():
+        if not path.exists() or path.read_text() != text:
+            yield f"{path.relative_to(root)} is stale"
+    yield from picture.stale(root)
+    yield from metadata.problems(root)
+
+
+def outdated(root: Path) -> list[str]:
+    """Whose evidence is of an earlier version: the tables say of which, and a release refuses it."""
+    return [
+        f"docs/evidence: {package.name} is at {package.project['version']}, its {kind} at {found.version}"
+        for package in packages(root)
+        for kind, found in (("evidence", package.evidence), ("speed", package.speed))
+        if found and found.version != package.project["version"]
     ]
-    out += [f"{path.relative_to(root)} is the page of no package" for path in _orphans(root, texts)]
-    for package in packages(root):
-        for found in (package.evidence, package.speed):
-            if found and found.version != package.project["version"]:
-                out.append(
-                    f"docs/evidence: {package.name} is at {package.project['version']}, its evidence at {found.version}"
-                )
-    return out
+
+
+def _condition(clause: Clause) -> str:
+    mark = "✓" if clause.holds else "✗"
+    return (
+        f"- {mark} {clause.says}: {clause.figure}, needs {clause.needs} "
+        f"({clause.held} of {clause.seeds} seed{'s' if clause.seeds > 1 else ''})"
+    )
 
 
 def _fill(text: str, mark: str, block: str) -> str:
@@ -200,15 +169,8 @@ def _fill(text: str, mark: str, block: str) -> str:
     return pattern.sub(lambda found: f"{found.group(1)}{block}\n{found.group(2)}", text)
 
 
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _ratio(group: SpeedGroup) -> str:
-    ratio = group.ratio
-    if ratio.low == ratio.high:
-        return f"{ratio.median:.3g}x"
-    return f"{ratio.median:.3g}x ({ratio.low:.3g} to {ratio.high:.3g})"
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main() -> int:
@@ -218,6 +180,11 @@ def main() -> int:
     root = Path.cwd()
     if parser.parse_args().check:
         found = stale(root)
+        found += [
+            f"docs/evidence: the verdict of {name} is not what its demo says of its rows"
+            for name in misjudged(root)
+        ]
+        print("\n".join(f"note: {line}" for line in outdated(root)))
         print("\n".join(found) or "every table is as the evidence says")
         return bool(found)
     for path in refresh(root):
