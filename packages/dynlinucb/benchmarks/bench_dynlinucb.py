@@ -10,7 +10,8 @@ from dynlinucb import DynamicalLinearBandit, DynLinUCB, LinUCB, budget_vertices,
 
 ACTIONS = budget_vertices([0.0] * 3, [1.0] * 3, 1.5).double()
 NOISE_BLOCK = 1024  # `simulate` draws the noise of a replica in blocks of so many rounds
-PLAIN = "a numpy agent asked every round, a fresh inverse for every arm of a decision"
+LEAN = "fifteen lines of numpy: Sherman-Morrison, all arms of a decision at once"
+PLAIN = "the official code's way in numpy: a fresh inverse for every arm of a decision"
 
 
 def campaign():
@@ -37,26 +38,59 @@ def first_best(values):
     return (values >= values.max(-1, keepdims=True) - 1e-9).argmax(-1)
 
 
+def radius_of(bounds, horizon, dimension, held):
+    """beta as a function of the round; all that is constant is worked out before."""
+    lam = math.log(horizon)
+    bias, sigma = bounds.parameter_constant * math.sqrt(lam), bounds.reward_sigma
+    size, first = bounds.action_norm**2 / (dimension * lam), bounds.transient_constant / math.sqrt(lam)
+
+    def radius(t):
+        found = bias + sigma * math.sqrt(2 * lam + dimension * math.log(1 + size * t))
+        return found + first * (1 + math.log(t + 1)) if held else found
+
+    return radius
+
+
+class LeanAgent:
+    """DynLin-UCB as one who knows numpy would write it for an online loop."""
+
+    def __init__(self, table, bounds, horizon):
+        self.table, self.radius = table, radius_of(bounds, horizon, table.shape[1], True)
+        self.decay = -math.log(bounds.spectral_radius)
+        self.inverse, self.estimate = np.eye(table.shape[1]) / math.log(horizon), np.zeros(table.shape[1])
+        self.t = self.epoch = self.left = 0
+
+    def act(self):
+        if self.left == 0:
+            self.epoch += 1
+            self.left = 1 + int(math.log(self.epoch) / self.decay + 1e-9)
+            widths = np.sqrt(((self.table @ self.inverse) * self.table).sum(1))
+            self.u = self.table[np.argmax(self.table @ self.estimate + self.radius(self.t) * widths)]
+        return self.u
+
+    def update(self, reward):
+        self.t += 1
+        self.left -= 1
+        if self.left == 0:
+            gain = self.inverse @ self.u
+            step = gain / (1 + gain @ self.u)
+            self.estimate += step * (reward - self.u @ self.estimate)
+            self.inverse -= np.outer(step, gain)
+
+
 class PlainAgent:
     """DynLin-UCB, or LinUCB when nothing is held, as it is usually written."""
 
     def __init__(self, table, bounds, horizon, held):
-        self.table, self.b, self.T, self.held = table, bounds, horizon, held
+        self.table, self.b, self.held = table, bounds, held
         self.lam, self.d = math.log(horizon), table.shape[1]
+        self.beta = radius_of(bounds, horizon, self.d, held)
         self.V, self.vector, self.estimate = self.lam * np.eye(self.d), np.zeros(self.d), np.zeros(self.d)
         self.t, self.epoch, self.left = 0, 0, 0
 
-    def beta(self):
-        b, lam, d, t = self.b, self.lam, self.d, self.t
-        inner = math.log(self.T) + d / 2 * math.log(1 + t * b.action_norm**2 / (d * lam))
-        radius = b.parameter_constant * math.sqrt(lam) + b.reward_sigma * math.sqrt(2 * inner)
-        if self.held:
-            radius += b.transient_constant / math.sqrt(lam) * math.log(math.e * (t + 1))
-        return radius
-
     def pull_arm(self):
         if self.left == 0:
-            bound, values = self.beta(), np.zeros(len(self.table))
+            bound, values = self.beta(self.t), np.zeros(len(self.table))
             for i, u in enumerate(self.table):
                 values[i] = self.estimate @ u + bound * np.sqrt(u @ np.linalg.inv(self.V) @ u)
             self.index, self.epoch, self.left = int(first_best(values)), self.epoch + 1, 1
@@ -96,15 +130,14 @@ def batched_runs(system, bounds, horizon, seeds):
     table, count, lam = ACTIONS.numpy(), len(seeds), math.log(horizon)
     features = (table[:, :, None] * table[:, None]).reshape(len(table), -1).T.copy()
     inverse, estimate = np.repeat(np.eye(3)[None] / lam, count, 0), np.zeros((count, 3))
-    state, agent = np.zeros((count, 3)), PlainAgent(table, bounds, horizon, True)
+    state, beta = np.zeros((count, 3)), radius_of(bounds, horizon, 3, True)
     noise = np.stack([noise_of(seed, horizon) for seed in seeds], 1)
     scaled, eta = system.noise_state * noise[:, :, :-1], system.noise_reward * noise[:, :, -1]
     played, left, epoch = np.zeros((count, horizon), dtype=np.int64), 0, 0
     for t in range(horizon):
         if left == 0:
-            agent.t = t
             widths = np.sqrt(inverse.reshape(count, -1) @ features)
-            index, epoch = first_best(estimate @ table.T + agent.beta() * widths), epoch + 1
+            index, epoch = first_best(estimate @ table.T + beta(t) * widths), epoch + 1
             left, u = 1 + int(math.log(epoch) / -math.log(bounds.spectral_radius)), table[index]
         played[:, t] = index
         reward = state @ omega + u @ theta + eta[t]
@@ -121,6 +154,32 @@ def batched_runs(system, bounds, horizon, seeds):
 def our_runs(kind, system, bounds, horizon, seeds):
     policy = kind(ACTIONS, bounds, horizon=horizon, replicas=len(seeds))
     return simulate(system, policy, horizon, seeds=seeds).actions_index.numpy()
+
+
+@pytest.mark.parametrize("case", ["ours", "peer"])
+@pytest.mark.benchmark(group="one online loop, 6 actions of 3 components")
+def test_small_online_loop(benchmark, case):
+    """act and update round by round, one policy; the rewards are on record, so that only the agents are timed."""
+    system, horizon = campaign(), 20_000
+    bounds, table = system.bounds(ACTIONS), ACTIONS.numpy()
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.rand(horizon, generator=generator, dtype=torch.float64).tolist()
+
+    def loop(agent):
+        played = []
+        for reward in rewards:
+            played.append(agent.act())
+            agent.update(reward)
+        return played
+
+    run = {
+        "ours": lambda: loop(DynLinUCB(ACTIONS, bounds, horizon=horizon)),
+        "peer": lambda: loop(LeanAgent(table, bounds, horizon)),
+    }
+    assert np.array_equal(torch.stack(run["ours"]()).numpy(), np.stack(run["peer"]()))
+    size = f"6 actions, d = 3, {horizon:,} rounds"
+    benchmark.extra_info.update(case=case, peer=LEAN, size=size)
+    benchmark.pedantic(run[case], rounds=7, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("case", ["ours", "peer"])

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from dynlinucb import demo as demo_module
-from dynlinucb._demo_systems import campaign, growing_memory, macro
-from dynlinucb.demo import demo
+from dynlinucb.demo import demo, runs, tuning
+from dynlinucb.demo.systems import campaign, growing_memory, macro
+
+SMALL = demo_module.Budget(horizon=60, num_replicas=2, num_records=6, sweep_horizon=20, num_tuning_seeds=2)
 
 
+@pytest.mark.demo
 def test_the_smoke_run_keeps_the_contract_and_judges_its_own_criterion():
     told = []
     before = torch.random.get_rng_state()
@@ -15,7 +18,7 @@ def test_the_smoke_run_keeps_the_contract_and_judges_its_own_criterion():
     assert torch.equal(torch.random.get_rng_state(), before)
 
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert {"claim", "setting", "metrics", "rows", "criterion", "holds", "curves"} == result.keys()
+    assert {"claim", "setting", "metrics", "rows", "conditions", "holds", "curves"} == result.keys()
     assert {"data", "model", "budget"} <= result["setting"].keys()
     fractions = [fraction for fraction, _ in told]
     assert fractions == sorted(fractions)
@@ -25,30 +28,30 @@ def test_the_smoke_run_keeps_the_contract_and_judges_its_own_criterion():
     assert {row["role"] for row in rows.values()} == {"method", "baseline", "ablation", "reference"}
     assert {key for row in rows.values() for key in row} - {"name", "role"} == set(result["metrics"])
     main, peer = rows["DynLin-UCB, λ = log T"], rows["LinUCB, λ = log T"]
-    baselines = [row["regret_campaign"] for row in rows.values() if row["role"] == "baseline"]
-    assert result["holds"] == (
+    published = [row for row in rows.values() if row["role"] == "baseline" and "tuned" not in row["name"]]
+    baselines = [row["regret_campaign"] for row in published]
+    assert not result["holds"]  # the smoke run has no system from real data
+    assert all(one["holds"] for one in result["conditions"][:3]) == (
         main["regret_campaign"] < min(baselines)
         and main["slope_campaign"] <= 0.5 * peer["slope_campaign"]
         and main["spread_synthetic"] <= 0.1 * peer["spread_synthetic"]
     )
     # Fixed actions lose their gap every round: 0.3046 - 0.0895 for what looks best at once.
     assert rows["clairvoyant"]["regret_campaign"] == pytest.approx(0)
-    assert rows["best immediate reward"]["regret_campaign"] == pytest.approx(3000 * 0.21512, rel=1e-4)
+    assert rows["best immediate reward"]["regret_campaign"] == pytest.approx(1200 * 0.21512, rel=1e-4)
     for curve in result["curves"]:
         assert all(len(line["x"]) == len(line["y"]) > 1 for line in curve["series"].values())
 
 
 def test_it_is_the_same_run_for_the_same_seed(monkeypatch):
-    small = demo_module.Budget(horizon=200, num_replicas=2, num_records=10, sweep_horizon=50)
-    monkeypatch.setitem(demo_module._BUDGETS, "smoke", small)
+    monkeypatch.setitem(demo_module._BUDGETS, "smoke", SMALL)
     first, again, other = (demo("smoke", seed=seed) for seed in (3, 3, 4))
     assert first == again
     assert first["rows"] != other["rows"]
 
 
 def test_the_paper_preset_plays_three_noise_levels(monkeypatch):
-    small = demo_module.Budget(horizon=200, num_replicas=2, num_records=10, sweep_horizon=50)
-    monkeypatch.setitem(demo_module._BUDGETS, "paper", small)
+    monkeypatch.setitem(demo_module._BUDGETS, "paper", SMALL)
     metrics = demo("paper")["metrics"]
     assert {"regret_synthetic_low_noise", "regret_synthetic_high_noise", "regret_macro"} <= metrics.keys()
 
@@ -79,3 +82,43 @@ def test_growing_memories_agree_in_the_long_run():
         torch.testing.assert_close(arena.system.cumulative_markov(), effect)
         assert arena.system.spectral_radius == pytest.approx(radius)
         assert arena.system.transient_growth() == pytest.approx(1)
+
+
+def test_a_grid_is_widened_until_the_choice_lies_within():
+    best = tuning.chosen({(1.0, 0.1): 5.0, (1.0, 1.0): 3.0, (2.0, 10.0): 3.0})
+    assert best == (2.0, 10.0)  # the larger scale of equals
+    within = {(1.0, 0.1): 5.0, (1.0, 1.0): 3.0, (1.0, 10.0): 4.0, (2.0, 100.0): 9.0}
+    assert tuning.beyond(within) == []
+    for scale, edge in ((10.0, 31.6228), (0.1, 0.0316228)):
+        (ridge, nearest), *further = tuning.beyond(within | {(1.0, scale): 1.0})
+        assert (ridge, nearest) == (1.0, pytest.approx(edge))
+        assert len(further) == 2
+    flat = within | {(1.0, 10.0): 2.0, (1.0, 31.6): 1.9999}
+    assert tuning.beyond(flat) == []
+    assert tuning.beyond(flat | {(1.0, 31.6): 1.99}) != []
+
+
+def test_tuning_never_sees_the_noise_of_the_evidence():
+    for budget in demo_module._BUDGETS.values():
+        played = {1000 * seed + replica for seed in (0, 1, 2) for replica in range(budget.num_replicas)}
+        assert played.isdisjoint(tuning.tuning_seeds(budget))
+
+
+def test_evidence_without_the_tuned_rows_is_judged_as_lacking_them():
+    metrics = ("regret_campaign", "slope_campaign", "spread_synthetic")
+    names = {runs.MAIN: "method", runs.PEER: "baseline"}
+    rows = [
+        {"name": name, "role": role, **dict.fromkeys(metrics, 1.0 + 9 * (role == "baseline"))}
+        for name, role in names.items()
+    ]
+    verdict = demo_module.conditions(rows)
+    assert [one["holds"] for one in verdict] == [True, True, True, False, False, False]
+    assert [one["figure"] for one in verdict[3:]] == [None] * 3
+    tuned = [
+        {"name": tuning.TUNED_MAIN, "role": "method", "regret_campaign": 1.0, "regret_macro": 3.0},
+        {"name": tuning.TUNED_PEER, "role": "baseline", "regret_campaign": 0.5, "regret_macro": 6.0},
+    ]
+    verdict = demo_module.conditions(rows + tuned)
+    # The first three compare settings as published: a tuned baseline is none of theirs.
+    assert [one["figure"] for one in verdict] == [0.1, 0.1, 0.1, 2.0, None, 0.5]
+    assert [one["holds"] for one in verdict[3:]] == [False, False, True]

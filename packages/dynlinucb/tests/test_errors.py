@@ -126,8 +126,8 @@ def test_actions(bounds, make, actions, error, message):
         ),
         ({"delta": 0.0}, ValueError, "delta must be in (0, 1) or None, got 0.0"),
         ({"beta_scale": -1.0}, ValueError, "beta_scale must be finite and not negative, got -1.0"),
-        ({"replicas": 0}, ValueError, "replicas must be at least 1 or None, got 0"),
-        ({"dtype": torch.int64}, TypeError, "dtype must be floating-point, got torch.int64"),
+        ({"replicas": 0}, ValueError, "replicas must be at least 1, got 0"),
+        ({"dtype": torch.int64}, TypeError, "dtype must be torch.float32 or torch.float64, got torch.int64"),
         ({"bounds": 0.5}, TypeError, "bounds must be SystemBounds or a sequence of them, got float"),
         (
             {"actions": 2 * TWO},
@@ -214,8 +214,8 @@ def test_states_of_other_policies(bounds):
         ({"system": []}, TypeError, "system must be a DynamicalLinearBandit or a sequence of them"),
         ({"policy": "best"}, TypeError, "policy must be a Policy, got str"),
         ({"horizon": 0}, ValueError, "horizon must be at least 1, got 0"),
-        ({"record_every": 0}, ValueError, "record_every must be at least 1 and divide horizon=10, got 0"),
-        ({"record_every": 3}, ValueError, "record_every must be at least 1 and divide horizon=10, got 3"),
+        ({"record_every": 0}, ValueError, "record_every must be at least 1, got 0"),
+        ({"record_every": 3}, ValueError, "record_every must divide horizon=10, got 3"),
         ({"seeds": [1]}, ValueError, "seeds must be one per replica (2), got 1"),
         (
             {"seeds": [1, 2], "generator": torch.Generator()},
@@ -275,7 +275,7 @@ def test_polytopes_epochs_and_rates(bounds):
         budget_vertices([0.0, 0.0], [1.0, 1.0], 3.0)
     with refuses(ValueError, "spectral_radius must be in [0, 1), got 1.0"):
         epoch_lengths(1.0, 3)
-    with refuses(ValueError, "num_epochs must not be negative, got -1"):
+    with refuses(ValueError, "num_epochs must be at least 0, got -1"):
         epoch_lengths(0.5, -1)
     with refuses(ValueError, "horizon and dimension must be at least 1, got 0 and 3"):
         regret_upper_rate(bounds, 0, 3)

@@ -315,11 +315,11 @@ def test_the_published_systems_have_their_published_values(campaign, synthetic, 
         assert actions[(actions @ system.theta).argmax()].tolist() == myopic
 
 
-@pytest.mark.parametrize(("name", "expected", "spread"), [("synthetic", 2423, 25), ("campaign", 11288, 50)])
+@pytest.mark.parametrize(("name", "expected", "spread"), [("campaign", 11288, 50)])
 def test_the_regret_of_a_hundred_thousand_rounds_is_the_published_codes(
     request, actions, published, name, expected, spread
 ):
-    """Ten seeds of the official algorithm end at 2423 +- 5 (synthetic) and 11288 (campaigns) with lambda = log T."""
+    """Ten seeds of the official algorithm end at 11288 on the campaigns with lambda = log T."""
     system, horizon = request.getfixturevalue(name), 100_000
     policy = DynLinUCB(actions, published(system), horizon=horizon, replicas=4)
     run = simulate(system, policy, horizon, seeds=range(4), record_every=1000)

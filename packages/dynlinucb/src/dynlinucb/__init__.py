@@ -7,7 +7,8 @@ from dynlinucb._policy import Policy
 from dynlinucb.actions import Ellipsoid, box_vertices, budget_vertices
 from dynlinucb.baselines import AR2, BatchExp3, Exp3, FixedAction
 from dynlinucb.identification import estimate_spectral_radius, identify
-from dynlinucb.policies import DLinUCB, DynLinUCB, LinUCB, epoch_lengths
+from dynlinucb.linucb import DLinUCB, LinUCB
+from dynlinucb.policies import DynLinUCB, epoch_lengths
 from dynlinucb.simulation import BanditRun, simulate
 from dynlinucb.system import DynamicalLinearBandit, SystemBounds, regret_lower_rate, regret_upper_rate
 

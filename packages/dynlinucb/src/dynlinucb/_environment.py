@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from dynlinucb._convert import as_count
 from dynlinucb.actions import FiniteActions, as_action_set
 from dynlinucb.system import DynamicalLinearBandit
 
@@ -24,12 +25,13 @@ class DynamicalLinearBanditEnv(gymnasium.Env[np.ndarray, Any]):
         system: The system.
         actions: Candidates of shape (K, d), or an `Ellipsoid`.
         horizon: Rounds in an episode.
+        render_mode: None; for `gymnasium.make`.
 
     Raises:
         ImportError: If gymnasium is not installed.
         ValueError: If sizes do not fit or `horizon` is below 1.
 
-    Example:
+    Examples:
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> system = DynamicalLinearBandit(0.5 * one[None], one[None], omega=one, theta=one)
         >>> env = DynamicalLinearBanditEnv(system, torch.tensor([[0.0], [1.0]]), horizon=10)
@@ -41,10 +43,12 @@ class DynamicalLinearBanditEnv(gymnasium.Env[np.ndarray, Any]):
 
     metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own form)
 
-    def __init__(self, system: DynamicalLinearBandit, actions: Any, horizon: int) -> None:
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {horizon}")
-        self.system, self.horizon = system, horizon
+    def __init__(
+        self, system: DynamicalLinearBandit, actions: Any, horizon: int, *, render_mode: str | None = None
+    ) -> None:
+        if render_mode is not None:
+            raise ValueError(f"render_mode must be None, there is nothing to see, got {render_mode!r}")
+        self.system, self.horizon = system, as_count("horizon", horizon)
         _, self._optimum = system.optimal(actions)
         action_set = as_action_set(actions, torch.float64, "cpu")
         self._A, self._B, self._omega, self._theta = (
@@ -84,6 +88,10 @@ class DynamicalLinearBanditEnv(gymnasium.Env[np.ndarray, Any]):
         Args:
             action: An index, or a vector of shape (d,) with an `Ellipsoid`.
 
+        Raises:
+            TypeError: If an index is not a whole number.
+            ValueError: If the action is none of the action space.
+
         Returns:
             The constant observation, the reward, False, whether the horizon is reached, and the information.
         """
@@ -97,6 +105,11 @@ class DynamicalLinearBanditEnv(gymnasium.Env[np.ndarray, Any]):
 
     def _vector(self, action: Any) -> np.ndarray:
         if self._table is not None:
-            return self._table[int(action)]
+            index = as_count("action", action, least=0)
+            if index >= len(self._table):
+                raise ValueError(f"action must be an index below {len(self._table)}, got {index}")
+            return self._table[index]
         vector = np.asarray(action, dtype=np.float64)
+        if vector.shape != self.action_space.shape or not np.isfinite(vector).all():
+            raise ValueError(f"action must be finite, of shape {self.action_space.shape}, got {action!r}")
         return vector / max(1.0, float(np.sqrt(vector @ self._matrix @ vector)))

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dynlinucb._convert import as_real
+
 _NEWTON_STEPS = 30
 
 
@@ -49,11 +51,16 @@ class FiniteActions:
         self.table = table
         self.num_actions, self.dimension = table.shape
         self.norm = float(torch.linalg.vector_norm(table, dim=1).max())
-        self._features = _features(table)
+        self.features = _features(table)
+
+    @property
+    def identity(self) -> Tensor:
+        """What tells these actions from others."""
+        return self.table
 
     def optimistic(self, packed: Tensor, radius: Tensor) -> Tensor:
         """Means and squared widths of all actions are linear in [W | estimate]: one matrix product gives them."""
-        found = packed.flatten(1) @ self._features
+        found = packed.flatten(1) @ self.features
         means, widths = found[:, : self.num_actions], found[:, self.num_actions :]
         # argmax takes the first of several maxima.
         return torch.addcmul(means, radius, widths.clamp_min_(0).sqrt_()).argmax(1)
@@ -79,7 +86,7 @@ class Ellipsoid:
         TypeError: If the matrix is not floating-point.
         ValueError: If it is not symmetric positive definite, or the radius is not positive.
 
-    Example:
+    Examples:
         >>> disc = Ellipsoid.ball(2)
         >>> inverse_design, estimate = torch.eye(2, dtype=torch.float64), torch.tensor([3.0, 4.0]).double()
         >>> packed = torch.cat([inverse_design, estimate[:, None]], 1)[None]
@@ -88,7 +95,7 @@ class Ellipsoid:
     """
 
     def __init__(self, matrix: Any, radius: float = 1.0) -> None:
-        matrix = torch.as_tensor(matrix)
+        matrix = as_real("matrix", matrix).detach().clone()
         if not matrix.is_floating_point():
             raise TypeError(f"matrix must be floating-point, got {matrix.dtype}")
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.numel() == 0:
@@ -103,6 +110,11 @@ class Ellipsoid:
         identity = torch.eye(self.dimension, dtype=matrix.dtype, device=matrix.device)
         self.shape = radius * torch.linalg.solve_triangular(factor.mT, identity, upper=True)
         self.norm = float(torch.linalg.matrix_norm(self.shape, ord=2))
+
+    @property
+    def identity(self) -> Tensor:
+        """What tells these actions from others."""
+        return self.shape
 
     @classmethod
     def ball(cls, dimension: int, radius: float = 1.0, dtype: torch.dtype = torch.float64) -> Ellipsoid:
@@ -190,10 +202,10 @@ def as_action_set(
     """A table of shape (K, d), or an `Ellipsoid`, as an action set in some dtype and on some device."""
     if isinstance(actions, Ellipsoid):
         return actions.to(dtype, device)
-    table = torch.as_tensor(actions)
+    table = as_real("actions", actions).detach()
     if not table.is_floating_point():
         raise TypeError(f"actions must be floating-point, got {table.dtype}")
-    return FiniteActions(table.to(dtype=dtype, device=device))
+    return FiniteActions(table.to(dtype=dtype, device=device, copy=True))  # theirs may change
 
 
 def box_vertices(low: Any, high: Any) -> Tensor:
@@ -211,7 +223,7 @@ def box_vertices(low: Any, high: Any) -> Tensor:
     Raises:
         ValueError: If shapes differ or `high` is below `low`.
 
-    Example:
+    Examples:
         >>> box_vertices([0.0, 0.0], [1.0, 2.0]).tolist()
         [[0.0, 0.0], [0.0, 2.0], [1.0, 0.0], [1.0, 2.0]]
     """
@@ -237,7 +249,7 @@ def budget_vertices(low: Any, high: Any, budget: float, *, at_most: bool = False
     Raises:
         ValueError: If shapes differ, `high` is below `low` or no action meets the budget.
 
-    Example:
+    Examples:
         >>> budget_vertices([0.0, 0.0], [1.0, 1.0], 1.5).tolist()
         [[0.5, 1.0], [1.0, 0.5]]
     """
@@ -261,7 +273,11 @@ def budget_vertices(low: Any, high: Any, budget: float, *, at_most: bool = False
 
 
 def _check_box(low: Any, high: Any) -> tuple[Tensor, Tensor]:
-    low, high = torch.as_tensor(low), torch.as_tensor(high)
+    low, high = as_real("low", low), as_real("high", high)
+    dtype = torch.promote_types(low.dtype, high.dtype)
+    if not dtype.is_floating_point:  # whole numbers would cut what is left of a budget
+        dtype = torch.float64
+    low, high = low.to(dtype), high.to(dtype)
     if low.dim() != 1 or low.shape != high.shape or low.numel() == 0:
         raise ValueError(
             f"low and high must have the same shape (d,), got {tuple(low.shape)} and {tuple(high.shape)}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynlinucb._convert import as_count
 from dynlinucb._policy import Bounds, Generators, Policy, RandomNumbers, as_bounds
 from dynlinucb.actions import FiniteActions
 from dynlinucb.policies import epoch_lengths
@@ -27,7 +28,7 @@ class FixedAction(Policy):
     Raises:
         ValueError: If `index` is outside 0..K-1.
 
-    Example:
+    Examples:
         >>> FixedAction(torch.eye(2), 1).act()
         tensor([0., 1.], dtype=torch.float64)
     """
@@ -42,8 +43,8 @@ class FixedAction(Policy):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(actions, replicas=replicas, dtype=dtype, device=device)
-        count = _finite(self.actions).num_actions
-        if not 0 <= index < count:
+        count, index = _finite(self.actions).num_actions, as_count("index", index, least=0)
+        if index >= count:
             raise ValueError(f"index must be in 0..{count - 1}, got {index}")
         self.index = index
 
@@ -78,7 +79,7 @@ class Exp3(Policy):
         TypeError: If `actions` is an `Ellipsoid`.
         ValueError: If an argument is outside its range.
 
-    Example:
+    Examples:
         >>> from dynlinucb import SystemBounds
         >>> bounds = SystemBounds(0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 0.1)
         >>> policy = Exp3(torch.eye(2), bounds, horizon=100, generator=torch.Generator().manual_seed(0))
@@ -87,6 +88,7 @@ class Exp3(Policy):
     """
 
     _state: tuple[str, ...] = ("_gains", "_probabilities")
+    _settings: tuple[str, ...] = ("exploration", "_scale")
 
     def __init__(
         self,
@@ -100,8 +102,7 @@ class Exp3(Policy):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(actions, replicas=replicas, dtype=dtype, device=device)
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {horizon}")
+        horizon = as_count("horizon", horizon)
         self.bounds, self.horizon = as_bounds(bounds), horizon
         count = _finite(self.actions).num_actions
         self._set_rate(horizon)
@@ -159,7 +160,7 @@ class BatchExp3(Exp3):
         TypeError: If `actions` is an `Ellipsoid`.
         ValueError: If an argument is outside its range.
 
-    Example:
+    Examples:
         >>> from dynlinucb import SystemBounds
         >>> bounds = SystemBounds(0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 0.1)
         >>> BatchExp3(torch.eye(2), bounds, horizon=100).batch_size
@@ -167,6 +168,8 @@ class BatchExp3(Exp3):
     """
 
     _state = ("_gains", "_probabilities", "_sum")
+    _counters = (*Exp3._counters, "_came")
+    _settings = (*Exp3._settings, "batch_size")
 
     def __init__(
         self,
@@ -193,21 +196,25 @@ class BatchExp3(Exp3):
             radii = {one.spectral_radius for one in self.bounds}
             if len(radii) > 1:
                 raise ValueError(f"bounds must share one spectral_radius (lock-step), got {sorted(radii)}")
-            batch_size = _official_batch_size(radii.pop(), horizon)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.batch_size = batch_size
-        self._set_rate(horizon / batch_size)
+            batch_size = _official_batch_size(radii.pop(), self.horizon)
+        self.batch_size = as_count("batch_size", batch_size)
+        self._set_rate(self.horizon / self.batch_size)
         self._sum = self._zeros(1)
+        self._came = 0  # rewards in it
 
     def _hold_length(self) -> int:
         return self.batch_size
 
     def _learn(self, rewards: Tensor) -> None:
         self._sum += rewards.sum(1, keepdim=True)
-        if self.rounds_left == 0:
-            self._reinforce(self._sum / self.batch_size)
+        self._came += rewards.shape[1]
+        self._miss()
+
+    def _miss(self) -> None:
+        if self.rounds_left == 0 and self._came:
+            self._reinforce(self._sum / self._came)
             self._sum.zero_()
+            self._came = 0
 
 
 class AR2(Policy):
@@ -230,7 +237,7 @@ class AR2(Policy):
         TypeError: If `actions` is an `Ellipsoid`.
         ValueError: If a `spectral_radius` or `sigma` is 0.
 
-    Example:
+    Examples:
         >>> from dynlinucb import SystemBounds
         >>> bounds = SystemBounds(0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 0.1)
         >>> AR2(torch.eye(2), bounds).restart_every
@@ -238,6 +245,7 @@ class AR2(Policy):
     """
 
     _state = ("_estimates", "_pulled", "_triggered", "_last", "_before")
+    _settings = ("_alpha", "_length")
 
     def __init__(
         self,
@@ -262,7 +270,7 @@ class AR2(Policy):
         self._factor = (24 * level * sigma).square() / (1 - alpha.square())
         self._ceiling, self._log_square = alpha.square() * self._factor, 2 * alpha.log()
         self._estimates, self._pulled = self._zeros(count), self._zeros(count)
-        self._triggered = torch.full_like(self._estimates, math.inf)
+        self._triggered = self._zeros(count).fill_(math.inf)
         self._last = torch.zeros_like(self._choice)
         self._before = torch.zeros_like(self._choice)
 
@@ -286,8 +294,12 @@ class AR2(Policy):
         return torch.where(position < count, position.clamp_max(count - 1), better).squeeze(1)
 
     def _learn(self, rewards: Tensor) -> None:
+        self._estimates.scatter_(1, self._choice.unsqueeze(1), rewards)
+        self._miss()
+
+    def _miss(self) -> None:
         chosen = self._choice.unsqueeze(1)
-        self._estimates.scatter_(1, chosen, rewards).mul_(self._alpha)
+        self._estimates.mul_(self._alpha)
         self._pulled.scatter_(1, chosen, float(self.round - 1))
         self._triggered.scatter_(1, chosen, math.inf)
         self._before, self._last = self._last, self._choice

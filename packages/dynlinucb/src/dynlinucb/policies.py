@@ -1,20 +1,21 @@
-"""Policies with a linear model: DynLin-UCB and the linear bandits that it is held against."""
+"""DynLin-UCB and the schedule of its holds."""
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynlinucb._policy import Bounds, Generators, Policy, RandomNumbers, as_bounds
+from dynlinucb._convert import as_count
+from dynlinucb._policy import Bounds, Generators, RandomNumbers
+from dynlinucb._ridge import LinearPolicy, fixed
 from dynlinucb.actions import Ellipsoid, FiniteActions
 from dynlinucb.system import NO_MEMORY
 
-_BLOCK = 1024  # rounds whose confidence radii are made in one go
+_TOLERANCE = 1e-9  # keeps log(8) / log(2) from falling below 3
 
 
 def epoch_lengths(spectral_radius: float, num_epochs: int) -> Tensor:
@@ -32,158 +33,17 @@ def epoch_lengths(spectral_radius: float, num_epochs: int) -> Tensor:
     Raises:
         ValueError: If an argument is outside its range.
 
-    Example:
+    Examples:
         >>> epoch_lengths(0.5, 8)
         tensor([1, 2, 2, 3, 3, 3, 3, 4])
     """
     if not 0 <= spectral_radius < 1:
         raise ValueError(f"spectral_radius must be in [0, 1), got {spectral_radius}")
-    if num_epochs < 0:
-        raise ValueError(f"num_epochs must not be negative, got {num_epochs}")
+    num_epochs = as_count("num_epochs", num_epochs, least=0)
     epochs = torch.arange(1, num_epochs + 1, dtype=torch.float64)
     if spectral_radius < NO_MEMORY:
         return torch.ones(num_epochs, dtype=torch.int64)
-    # The tolerance keeps log(8) / log(2) from falling below 3.
-    return 1 + (epochs.log() / -math.log(spectral_radius) + 1e-9).floor().long()
-
-
-class LinearPolicy(Policy):
-    """What the linear policies share: ridge regression and an optimistic choice.
-
-    The inverse of the design V and the estimate are kept side by side as [V^{-1} | estimate]; Sherman and
-    Morrison's formula updates both at once.
-    """
-
-    _state: tuple[str, ...] = ("_packed",)
-
-    def __init__(
-        self,
-        actions: Any,
-        bounds: Bounds,
-        *,
-        horizon: int | None = None,
-        regularization: Any = "log",
-        delta: float | None = None,
-        beta_scale: float = 1.0,
-        replicas: int | None = None,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(actions, replicas=replicas, dtype=dtype, device=device)
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {horizon}")
-        if isinstance(regularization, str):
-            if regularization != "log":
-                raise ValueError(f"regularization must be 'log' or positive, got {regularization!r}")
-            if horizon is None or horizon < 2:
-                raise ValueError(f"horizon must be at least 2 with regularization='log', got {horizon}")
-            regularization = math.log(horizon)
-        if delta is not None and not 0 < delta < 1:
-            raise ValueError(f"delta must be in (0, 1) or None, got {delta}")
-        if not 0 <= beta_scale < math.inf:
-            raise ValueError(f"beta_scale must be finite and not negative, got {beta_scale}")
-        self.bounds, self.horizon = as_bounds(bounds), horizon
-        self.regularization = self._per_replica("regularization", regularization)
-        if not bool(((self.regularization > 0) & self.regularization.isfinite()).all()):
-            raise ValueError(f"regularization must be 'log' or positive, got {regularization}")
-        self.delta, self.beta_scale = delta, beta_scale
-        norms = self._bound(bounds, "action_norm")
-        if self.actions.norm > float(norms.min()) * (1 + 1e-6):
-            raise ValueError(
-                f"bounds must have an action_norm of at least {self.actions.norm:.6g} (the longest action), "
-                f"got {float(norms.min()):.6g}"
-            )
-        dimension = self.actions.dimension
-        self._packed = self._zeros(dimension, dimension + 1)
-        identity = torch.eye(dimension, dtype=dtype, device=self.device)
-        self._packed[:, :, :-1] = identity / self.regularization.unsqueeze(-1)
-        self._radii = self._packed.new_empty(0)
-        self._radii_start = 0
-        self._one = self._packed.new_ones(())
-
-    @property
-    def estimate(self) -> Tensor:
-        """The ridge solution, shape (d,) or (S, d). Of DynLin-UCB: of the cumulative Markov parameter h."""
-        found = self._packed[:, :, -1].clone()
-        return found if self.replicas else found[0]
-
-    @property
-    def inverse_design(self) -> Tensor:
-        """V^{-1}, shape (d, d) or (S, d, d)."""
-        found = self._packed[:, :, :-1].clone()
-        return found if self.replicas else found[0]
-
-    def beta(self, rounds: Any) -> Tensor:
-        """The confidence radius after some numbers of rounds.
-
-        Args:
-            rounds: Numbers of rounds played so far, shape (R,).
-
-        Returns:
-            Shape (R,), or (R, S) with replicas.
-        """
-        rounds = torch.as_tensor(rounds, dtype=torch.float64, device=self.device).reshape(-1)
-        found = self.beta_scale * self._beta(rounds)
-        return found.expand(-1, self.num_replicas).clone() if self.replicas else found[:, 0].clone()
-
-    def confidence(self, actions: Any) -> Tensor:
-        """How far off the estimated value of actions may be now, `beta ||u||_{V^{-1}}`.
-
-        Args:
-            actions: Shape (..., d).
-
-        Returns:
-            Shape (...), or (S, ...) with replicas.
-        """
-        actions = torch.as_tensor(actions, dtype=self.dtype, device=self.device)
-        width = torch.einsum("...i,sij,...j->s...", actions, self._packed[:, :, :-1], actions)
-        radius = (self.beta_scale * self._beta(self._rounds(self.round, 1)))[0].to(self.dtype)
-        found = radius.reshape(-1, *(1,) * (width.dim() - 1)) * width.clamp_min(0).sqrt()
-        return found if self.replicas else found[0]
-
-    @abstractmethod
-    def _beta(self, rounds: Tensor) -> Tensor:
-        """The unscaled radius after `rounds` (R,) rounds: shape (R, 1) or (R, S)."""
-
-    def _choose(self) -> Tensor:
-        return self.actions.optimistic(self._packed, self._radius())
-
-    def _radius(self) -> Tensor:
-        """The radius now, (1, 1) or (S, 1), from a block made ahead."""
-        ahead = self.round - self._radii_start
-        if not 0 <= ahead < len(self._radii):
-            block = self.beta_scale * self._beta(self._rounds(self.round, _BLOCK))
-            self._radii = block.to(self.dtype).unsqueeze(-1)
-            self._radii_start, ahead = self.round, 0
-        return self._radii[ahead]
-
-    def _rounds(self, start: int, count: int) -> Tensor:
-        return torch.arange(start, start + count, dtype=torch.float64, device=self.device)
-
-    def _log_inverse_delta(self, rounds: Tensor) -> Tensor:
-        """log(1 / delta): as given, 1 / T, or 1 / (t + 1)^2 without a horizon. Shape (R, 1) or (1, 1)."""
-        if self.delta is not None:
-            return rounds.new_tensor([[-math.log(self.delta)]])
-        if self.horizon is not None:
-            return rounds.new_tensor([[math.log(self.horizon)]])
-        return 2 * rounds.add(1).log().unsqueeze(-1)
-
-    def _dynamical_beta(self, rounds: Tensor) -> Tensor:
-        """`c2 sqrt(lambda) + sigma_tilde sqrt(2 log(1/delta) + d log(1 + t U^2 / (d lambda)))`."""
-        dimension, ridge = self.actions.dimension, self.regularization.mT
-        sizes = self._bound(self.bounds, "action_norm").mT.square() / (dimension * ridge)
-        spread = 2 * self._log_inverse_delta(rounds) + dimension * (rounds.unsqueeze(-1) * sizes).log1p()
-        bias = self._bound(self.bounds, "parameter_constant").mT * ridge.sqrt()
-        return bias + self._bound(self.bounds, "reward_sigma").mT * spread.sqrt()
-
-    def _regress(self, reward: Tensor) -> None:
-        """One step of ridge regression on the present action and a reward (S, 1)."""
-        action = self._action.unsqueeze(1)
-        row = torch.bmm(action, self._packed)  # [u^T V^-1 | <estimate, u>]
-        gain = row[:, :, :-1].mT
-        scale = torch.baddbmm(self._one, action, gain)  # 1 + u^T V^-1 u
-        row[:, :, -1].sub_(reward)
-        self._packed.baddbmm_(gain, row / scale, alpha=-1)
+    return 1 + (epochs.log() / -math.log(spectral_radius) + _TOLERANCE).floor().long()
 
 
 class DynLinUCB(LinearPolicy):
@@ -205,7 +65,7 @@ class DynLinUCB(LinearPolicy):
         horizon: Number of rounds T planned; None for anytime use.
         regularization: lambda: positive, one per replica, or "log" for log T (the paper's main version).
         delta: Probability of failure; None takes 1 / T, or 1 / (t + 1)^2 without a horizon.
-        beta_scale: Factor on beta; 1 is the paper. The theory's constants are very careful.
+        beta_scale: Factor on beta, or one per replica; 1 is the paper. The theory's constants are very careful.
         use: "last" feeds the last reward of a hold (the paper); "tail_mean" the mean of those after the first
             ceil(H / 2) rounds of it.
         first: "ucb" starts as the paper does; "random" with a random action held for 2 rounds, as the
@@ -219,7 +79,7 @@ class DynLinUCB(LinearPolicy):
         TypeError: If actions or dtype are not floating-point.
         ValueError: If an argument is outside its range.
 
-    Example:
+    Examples:
         >>> from dynlinucb import SystemBounds
         >>> actions = torch.eye(2, dtype=torch.float64)
         >>> bounds = SystemBounds(0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 0.1)
@@ -231,7 +91,14 @@ class DynLinUCB(LinearPolicy):
         tensor(1)
     """
 
-    _state = ("_packed", "_epoch", "_tail")
+    _state = ("_packed", "_tail")
+    _numpy_path = True
+    _counters = (*LinearPolicy._counters, "_epoch", "_came")
+    _settings = (*LinearPolicy._settings, "_spectral_radius", "_use_last")
+
+    spectral_radius = fixed("spectral_radius", "Bound on the spectral radius: how long actions are held.")
+    use = fixed("use", 'What is learned from: "last" or "tail_mean".')
+    first = fixed("first", 'How it starts: "ucb" or "random".')
 
     def __init__(
         self,
@@ -241,7 +108,7 @@ class DynLinUCB(LinearPolicy):
         horizon: int | None = None,
         regularization: Any = "log",
         delta: float | None = None,
-        beta_scale: float = 1.0,
+        beta_scale: float | Sequence[float] = 1.0,
         use: str = "last",
         first: str = "ucb",
         replicas: int | None = None,
@@ -264,228 +131,73 @@ class DynLinUCB(LinearPolicy):
             raise ValueError(f"use must be 'last' or 'tail_mean', got {use!r}")
         if first not in ("ucb", "random"):
             raise ValueError(f"first must be 'ucb' or 'random', got {first!r}")
-        radii = {one.spectral_radius for one in self.bounds}
+        radii = {one.spectral_radius for one in self._bounds}
         if len(radii) > 1:
             raise ValueError(f"bounds must share one spectral_radius (lock-step), got {sorted(radii)}")
         if first == "random" and isinstance(self.actions, Ellipsoid):
             raise ValueError("first must be 'ucb' for an Ellipsoid, got 'random'")
-        self.spectral_radius, self.use, self.first = radii.pop(), use, first
-        self._log_decay = -math.log(self.spectral_radius) if self.spectral_radius >= NO_MEMORY else math.inf
+        self._spectral_radius, self._use, self._first = radii.pop(), use, first
+        self._use_last = use == "last"
+        self._hears_last_only = self._use_last and type(self) is DynLinUCB  # who inherits may want more
+        self._log_decay = -math.log(self._spectral_radius) if self._spectral_radius >= NO_MEMORY else math.inf
         if first == "random":
             self._random = RandomNumbers(self.num_replicas, generator, self.device)
-        self._epoch = torch.zeros((), dtype=torch.int64)  # of the present hold; 0 before the first
+        self._epoch = 0  # of the present hold; 0 before the first
         self._tail = self._zeros(1)  # sum of the tail's rewards
+        self._came = 0  # how many of them
 
     @property
     def epoch(self) -> int:
         """Index m of the present epoch, from 1; 0 before the first."""
-        return int(self._epoch)
+        return self._epoch
 
     def _beta(self, rounds: Tensor) -> Tensor:
-        transient = self._bound(self.bounds, "transient_constant").mT / self.regularization.mT.sqrt()
+        transient = self._told["transient_constant"] / self._regularization.mT.sqrt()
         return transient * (1 + rounds.log1p().unsqueeze(-1)) + self._dynamical_beta(rounds)
 
-    def _choose(self) -> Tensor:
+    def _decide(self) -> tuple[Tensor, Tensor]:
         self._epoch += 1
         if self._random and self.round == 0 and isinstance(self.actions, FiniteActions):
-            return (self._random.draw().squeeze(-1) * self.actions.num_actions).long()
-        return super()._choose()
+            choice = (self._random.draw().squeeze(-1) * self.actions.num_actions).long()
+            return choice, self.actions.vectors(choice)
+        return super()._decide()
 
     def _hold_length(self) -> int:
-        extra = self.first == "random" and self.round == 0
-        return 1 + int(math.log(int(self._epoch)) / self._log_decay + 1e-9) + extra
+        extra = self._first == "random" and self.round == 0
+        return 1 + int(math.log(self._epoch) / self._log_decay + _TOLERANCE) + extra
 
     def _learn(self, rewards: Tensor) -> None:
-        if self.use == "last":
+        if self._use_last:
             if self.rounds_left == 0:
                 self._regress(rewards[:, -1:])
             return
         burn_in = self.hold_length // 2  # ceil(H / 2) with H = hold_length - 1
         played = self.hold_length - self.rounds_left - rewards.shape[1]
-        self._tail += rewards[:, max(burn_in - played, 0) :].sum(1, keepdim=True)
-        if self.rounds_left == 0:
-            self._regress(self._tail / (self.hold_length - burn_in))
+        tail = rewards[:, max(burn_in - played, 0) :]
+        self._tail += tail.sum(1, keepdim=True)
+        self._came += tail.shape[1]
+        self._end_tail()
+
+    def _learn_number(self, reward: float) -> None:
+        if self._alone is None or not self._use_last:
+            super()._learn_number(reward)
+        elif self.rounds_left == 0:
+            self._alone.learn(self._action, reward)
+
+    def _miss(self) -> None:
+        self._end_tail()
+
+    def _end_tail(self) -> None:
+        if self.rounds_left == 0 and self._came:
+            self._regress(self._tail / self._came)
             self._tail.zero_()
+            self._came = 0
 
-
-class LinUCB(LinearPolicy):
-    """LinUCB: a decision every round, and every reward taken for the action's own (Abbasi-Yadkori et al. 2011).
-
-    Args:
-        actions: Candidates of shape (K, d), or an `Ellipsoid`.
-        bounds: Bounds on the hidden system, or one per replica.
-        horizon: Number of rounds T planned; None for anytime use.
-        regularization: lambda: positive, one per replica, or "log" for log T.
-        delta: Probability of failure; None takes 1 / T, or 1 / (t + 1)^2 without a horizon.
-        beta_scale: Factor on beta.
-        constants: "dynamical" takes DynLin-UCB's radius without its c1 term; "static" LinUCB's own
-            `Theta sqrt(lambda) + sqrt(2 log(1/delta) + d log(1 + T U^2 / (d lambda)))` with noise of scale 1,
-            as in the official code.
-        replicas: Number S of replicas in lock-step; None for one, without a leading dimension.
-        dtype: Of all computations.
-        device: Of all computations; None takes that of `actions`.
-
-    Raises:
-        TypeError: If actions or dtype are not floating-point.
-        ValueError: If an argument is outside its range.
-
-    Example:
-        >>> from dynlinucb import SystemBounds
-        >>> bounds = SystemBounds(0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.1)
-        >>> LinUCB(torch.eye(2), bounds, regularization=1.0).act()
-        tensor([1., 0.], dtype=torch.float64)
-    """
-
-    def __init__(
-        self,
-        actions: Any,
-        bounds: Bounds,
-        *,
-        horizon: int | None = None,
-        regularization: Any = "log",
-        delta: float | None = None,
-        beta_scale: float = 1.0,
-        constants: str | Sequence[str] = "dynamical",
-        replicas: int | None = None,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(
-            actions,
-            bounds,
-            horizon=horizon,
-            regularization=regularization,
-            delta=delta,
-            beta_scale=beta_scale,
-            replicas=replicas,
-            dtype=dtype,
-            device=device,
-        )
-        kinds = [constants] if isinstance(constants, str) else list(constants)
-        for kind in kinds:
-            if kind not in ("dynamical", "static"):
-                raise ValueError(f"constants must be 'dynamical' or 'static', got {kind!r}")
-        self._static = self._per_replica("constants", [float(kind == "static") for kind in kinds]).mT.bool()
-
-    def _beta(self, rounds: Tensor) -> Tensor:
-        return torch.where(self._static, self._static_beta(rounds), self._dynamical_beta(rounds))
-
-    def _static_beta(self, rounds: Tensor) -> Tensor:
-        dimension, ridge = self.actions.dimension, self.regularization.mT
-        sizes = self._bound(self.bounds, "action_norm").mT.square() / (dimension * ridge)
-        horizon = rounds if self.horizon is None else torch.full_like(rounds, self.horizon)
-        spread = 2 * self._log_inverse_delta(rounds) + dimension * (horizon.unsqueeze(-1) * sizes).log1p()
-        return self._bound(self.bounds, "theta_norm").mT * ridge.sqrt() + spread.sqrt()
-
-    def _learn(self, rewards: Tensor) -> None:
-        self._regress(rewards)
-
-
-class DLinUCB(LinUCB):
-    """D-LinUCB: LinUCB that forgets, for effects that drift (Russac, Vernade, Cappe, NeurIPS 2019).
-
-    With a discount gamma it keeps `V <- gamma V + u u^T + (1 - gamma) lambda I`, the same with gamma^2 as V~,
-    and `b <- gamma b + u y`; the width of an action is its norm under `V^{-1} V~ V^{-1}`. Every decision inverts
-    V: O(d^3).
-
-    Args:
-        actions: Candidates of shape (K, d), or an `Ellipsoid`.
-        bounds: Bounds on the hidden system, or one per replica.
-        discount: gamma, in (0, 1).
-        horizon: Number of rounds T planned; None for anytime use.
-        regularization: lambda: positive, one per replica, or "log" for log T.
-        delta: Probability of failure; None takes 1 / T, or 1 / (t + 1)^2 without a horizon.
-        beta_scale: Factor on beta.
-        constants: "dynamical" takes c2 and sigma tilde of the hidden system; "static" Theta and sigma.
-        replicas: Number S of replicas in lock-step; None for one, without a leading dimension.
-        dtype: Of all computations.
-        device: Of all computations; None takes that of `actions`.
-
-    Raises:
-        TypeError: If actions or dtype are not floating-point.
-        ValueError: If an argument is outside its range.
-
-    Example:
-        >>> from dynlinucb import SystemBounds
-        >>> bounds = SystemBounds(0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.1)
-        >>> DLinUCB(torch.eye(2), bounds, discount=0.99, regularization=1.0).act()
-        tensor([1., 0.], dtype=torch.float64)
-    """
-
-    _state = ("_packed", "_design", "_design_squared")
-
-    def __init__(
-        self,
-        actions: Any,
-        bounds: Bounds,
-        *,
-        discount: float = 0.999999,
-        horizon: int | None = None,
-        regularization: Any = "log",
-        delta: float | None = None,
-        beta_scale: float = 1.0,
-        constants: str | Sequence[str] = "dynamical",
-        replicas: int | None = None,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(
-            actions,
-            bounds,
-            horizon=horizon,
-            regularization=regularization,
-            delta=delta,
-            beta_scale=beta_scale,
-            constants=constants,
-            replicas=replicas,
-            dtype=dtype,
-            device=device,
-        )
-        if not 0 < discount < 1:
-            raise ValueError(f"discount must be in (0, 1), got {discount}")
-        self.discount = discount
-        dimension = self.actions.dimension
-        self._design = self._zeros(dimension, dimension + 1)  # [V - lambda I | b]
-        self._design_squared = self._zeros(dimension, dimension)  # V~ - lambda I
-        identity = torch.eye(dimension, dtype=dtype, device=self.device)
-        self._ridge = identity * self.regularization.unsqueeze(-1)
-        self._inverse = self._packed[:, :, :-1].clone()  # V^{-1}; _packed holds the width's matrix
-
-    def _beta(self, rounds: Tensor) -> Tensor:
-        dimension, ridge = self.actions.dimension, self.regularization.mT
-        weight = -torch.expm1(2 * math.log(self.discount) * rounds) / (1 - self.discount**2)
-        sizes = self._bound(self.bounds, "action_norm").mT.square() / (dimension * ridge)
-        spread = 2 * self._log_inverse_delta(rounds) + dimension * (weight.unsqueeze(-1) * sizes).log1p()
-        norm = {name: self._bound(self.bounds, name).mT for name in _D_LINUCB_BOUNDS}
-        size = torch.where(self._static, norm["theta_norm"], norm["parameter_constant"])
-        noise = torch.where(self._static, norm["sigma"], norm["reward_sigma"])
-        return size * ridge.sqrt() + noise * spread.sqrt()
-
-    def _learn(self, rewards: Tensor) -> None:
-        row = torch.cat([self._action, rewards], 1).unsqueeze(1)
-        column = self._action.unsqueeze(2)
-        self._design.baddbmm_(column, row, beta=self.discount)
-        self._design_squared.baddbmm_(column, row[:, :, :-1], beta=self.discount**2)
-        self._inverse = torch.linalg.inv_ex(self._design[:, :, :-1] + self._ridge)[0]
-        middle = torch.bmm(self._design_squared + self._ridge, self._inverse)
-        self._packed = torch.bmm(self._inverse, torch.cat([middle, self._design[:, :, -1:]], 2))
-
-    @property
-    def inverse_design(self) -> Tensor:
-        """V^{-1}, shape (d, d) or (S, d, d)."""
-        return self._inverse.clone() if self.replicas else self._inverse[0].clone()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from a `state_dict` of a policy made with the same arguments.
-
-        Args:
-            state: What `state_dict` returned.
-
-        Raises:
-            ValueError: If names or shapes are not this policy's.
-        """
-        super().load_state_dict(state)
-        self._inverse = torch.linalg.inv_ex(self._design[:, :, :-1] + self._ridge)[0]
-
-
-_D_LINUCB_BOUNDS = ("theta_norm", "parameter_constant", "sigma", "reward_sigma")
+    def _learn_run(self, rewards: Tensor) -> None:
+        self._epoch += 1
+        self.hold_length = self._hold_length()
+        if rewards.shape[1] < self.hold_length:
+            self._epoch -= 1
+            return
+        self.rounds_left = 0
+        self._learn(rewards[:, -self.hold_length :])

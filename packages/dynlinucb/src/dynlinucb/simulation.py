@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynlinucb._convert import as_count
 from dynlinucb._policy import Policy
 from dynlinucb.actions import FiniteActions
 from dynlinucb.system import DynamicalLinearBandit, as_systems, warn_if_too_small
@@ -113,7 +114,7 @@ def simulate(
     Warns:
         UserWarning: If the policy's bound on the spectral radius is below the system's.
 
-    Example:
+    Examples:
         >>> from dynlinucb import DynLinUCB
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> system = DynamicalLinearBandit(0.5 * one[None], one[None], omega=one, theta=-one)
@@ -125,7 +126,8 @@ def simulate(
         >>> run.counts.argmax(1)  # the action that looks worse at first and is better in the long run
         tensor([1, 1, 1])
     """
-    systems = as_systems(system)
+    systems, horizon = as_systems(system), as_count("horizon", horizon)
+    record_every = as_count("record_every", record_every)
     _check(systems, policy, horizon, seeds, generator, record_every)
     with torch.no_grad():
         player = _Player(systems, policy)
@@ -324,10 +326,8 @@ def _check(
             f"policy must choose actions with {systems[0].action_dimension} components as the system's, "
             f"got {policy.actions.dimension}"
         )
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
-    if record_every < 1 or horizon % record_every:
-        raise ValueError(f"record_every must be at least 1 and divide horizon={horizon}, got {record_every}")
+    if horizon % record_every:
+        raise ValueError(f"record_every must divide horizon={horizon}, got {record_every}")
     if seeds is not None and generator is not None:
         raise ValueError("seeds and generator must not both be given")
     if seeds is not None and len(seeds) != policy.num_replicas:

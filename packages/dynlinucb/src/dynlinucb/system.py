@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dynlinucb._convert import as_count, as_real
 from dynlinucb.actions import as_action_set
 
 # Below this a system is taken for one without memory (as in the official code).
@@ -34,7 +35,7 @@ class SystemBounds:
     Raises:
         ValueError: If a bound is not finite or outside its range.
 
-    Example:
+    Examples:
         >>> SystemBounds(0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 0.1).parameter_constant
         3.0
     """
@@ -49,6 +50,11 @@ class SystemBounds:
     sigma: float
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            value = as_real(one.name, getattr(self, one.name))
+            if value.dim():
+                raise ValueError(f"{one.name} must be one number, got the shape {tuple(value.shape)}")
+            object.__setattr__(self, one.name, float(value.detach()))
         if not 0 <= self.spectral_radius < 1:
             raise ValueError(f"spectral_radius must be in [0, 1), got {self.spectral_radius}")
         if not 1 <= self.transient_growth < math.inf:
@@ -103,7 +109,7 @@ class DynamicalLinearBandit:
         TypeError: If a matrix is not floating-point.
         ValueError: If shapes do not fit, a value is not finite or A is not stable.
 
-    Example:
+    Examples:
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> system = DynamicalLinearBandit(0.5 * one[None], one[None], omega=one, theta=one)
         >>> system.cumulative_markov()  # theta + omega B / (1 - A)
@@ -119,7 +125,11 @@ class DynamicalLinearBandit:
     spectral_radius: float = field(init=False)
 
     def __post_init__(self) -> None:
-        matrices = {name: torch.as_tensor(getattr(self, name)) for name in ("A", "B", "omega", "theta")}
+        matrices = {
+            # Copies, since theirs may change.
+            name: as_real(name, getattr(self, name)).detach().clone()
+            for name in ("A", "B", "omega", "theta")
+        }
         for name, matrix in matrices.items():
             if not matrix.is_floating_point():
                 raise TypeError(f"{name} must be floating-point, got {matrix.dtype}")
@@ -160,7 +170,7 @@ class DynamicalLinearBandit:
         Returns:
             The system with `omega = C^T weights`, `theta = D^T weights`.
         """
-        C, D, weights = (torch.as_tensor(matrix) for matrix in (C, D, weights))
+        C, D, weights = as_real("C", C), as_real("D", D), as_real("weights", weights)
         if C.dim() != 2 or D.dim() != 2 or weights.shape != C.shape[:1] or D.shape[0] != C.shape[0]:
             raise ValueError(
                 "C, D and weights must have the shapes (m, n), (m, d) and (m,), "
@@ -198,7 +208,7 @@ class DynamicalLinearBandit:
             Shape (num_parameters, d).
         """
         rows, row = [self.theta], self.omega
-        for _ in range(num_parameters - 1):
+        for _ in range(as_count("num_parameters", num_parameters) - 1):
             rows.append(row @ self.B)
             row = row @ self.A
         return torch.stack(rows)
@@ -233,7 +243,7 @@ class DynamicalLinearBandit:
             return 1.0
         if radius == 0:
             return math.inf
-        powers = (self.A / radius).unsqueeze(0)
+        powers, max_power = (self.A / radius).unsqueeze(0), as_count("max_power", max_power)
         while len(powers) < max_power:
             powers = torch.cat([powers, powers @ powers[-1]])
         norms = torch.linalg.matrix_norm(powers[:max_power].nan_to_num(), ord=2)
@@ -295,7 +305,7 @@ def regret_upper_rate(bounds: SystemBounds, horizon: int, dimension: int) -> flo
     Returns:
         A rate to compare settings by, not a bound.
 
-    Example:
+    Examples:
         >>> slow, fast = (SystemBounds(rho, 1, 1, 1, 1, 1, 1, 0.1) for rho in (0.9, 0.1))
         >>> regret_upper_rate(slow, 1000, 3) > regret_upper_rate(fast, 1000, 3)
         True

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynlinucb._demo_systems import ACTIONS, Arena
 from dynlinucb._policy import Policy
 from dynlinucb.baselines import AR2, BatchExp3, Exp3, FixedAction
-from dynlinucb.policies import DLinUCB, DynLinUCB, LinUCB
+from dynlinucb.demo.systems import ACTIONS, Arena
+from dynlinucb.linucb import DLinUCB, LinUCB
+from dynlinucb.policies import DynLinUCB
 from dynlinucb.simulation import simulate
 
 MAIN, PEER = "DynLin-UCB, λ = log T", "LinUCB, λ = log T"
@@ -28,12 +29,14 @@ class Budget:
         num_replicas: Replicas of every policy in every arena.
         num_records: Points of a curve.
         sweep_horizon: Rounds of the runs with growing memory.
+        num_tuning_seeds: Replicas by which settings are chosen.
     """
 
     horizon: int
     num_replicas: int
     num_records: int
     sweep_horizon: int
+    num_tuning_seeds: int
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def compare(arenas: Sequence[Arena], budget: Budget, seeds: Sequence[int], devic
     for kind, variants in LINEAR.items():
         yield _linear(kind, variants, arenas, budget, seeds, device)
     yield _lock_step("Exp3", arenas, budget, seeds, _make_exp3(Exp3, budget, seeds, device))
-    yield _lock_step("AR2", arenas, budget, seeds, lambda every: AR2(ACTIONS, **_common(every, device)))
+    yield _lock_step("AR2", arenas, budget, seeds, lambda every: AR2(ACTIONS, **common(every, device)))
     for arena in arenas:
         yield _lock_step("Batch Exp3", [arena], budget, seeds, _make_exp3(BatchExp3, budget, seeds, device))
         yield _fixed(arena, budget, seeds, device)
@@ -94,7 +97,7 @@ def num_stages(arenas: Sequence[Arena]) -> int:
 
 def sweep(arenas: Sequence[Arena], budget: Budget, seeds: Sequence[int], device: str) -> Iterator[Outcomes]:
     """DynLin-UCB and LinUCB over systems with growing memory, stage by stage."""
-    shorter = Budget(budget.sweep_horizon, budget.num_replicas, 10, 0)
+    shorter = replace(budget, horizon=budget.sweep_horizon, num_records=10)
     yield _linear(LinUCB, LINEAR[LinUCB][:1], arenas, shorter, seeds, device)
     for arena in arenas:
         yield _lock_step(MAIN, [arena], shorter, seeds, _make_dynlin(shorter.horizon, device, {}))
@@ -119,9 +122,9 @@ def _linear(
         horizon=horizon,
         regularization=[ridge for ridge in ridges for _ in range(size)],
         constants=[constant for constant in constants for _ in range(size)],
-        **_common(every, device),
+        **common(every, device),
     )
-    return _play(cases, every, policy, budget, seeds)
+    return play(cases, every, policy, budget, seeds)
 
 
 def _lock_step(
@@ -132,7 +135,7 @@ def _lock_step(
     make: Callable[[list[Arena]], Policy],
 ) -> Outcomes:
     every = [arena for arena in arenas for _ in seeds]
-    return _play([(name, arena) for arena in arenas], every, make(every), budget, seeds)
+    return play([(name, arena) for arena in arenas], every, make(every), budget, seeds)
 
 
 def _fixed(arena: Arena, budget: Budget, seeds: Sequence[int], device: str) -> Outcomes:
@@ -148,11 +151,11 @@ def _fixed(arena: Arena, budget: Budget, seeds: Sequence[int], device: str) -> O
     found: Outcomes = {}
     for name, (actions, index) in choices.items():
         policy = FixedAction(actions, index, replicas=len(seeds), device=device)
-        found |= _play([(name, arena)], [arena] * len(seeds), policy, budget, seeds)
+        found |= play([(name, arena)], [arena] * len(seeds), policy, budget, seeds)
     return found
 
 
-def _play(
+def play(
     cases: Sequence[tuple[str, Arena]],
     every: Sequence[Arena],
     policy: Policy,
@@ -179,12 +182,13 @@ def _play(
     return {(name, arena.key): Outcome(*part) for (name, arena), part in zip(cases, parts, strict=True)}
 
 
-def _common(every: Sequence[Arena], device: str) -> dict[str, Any]:
+def common(every: Sequence[Arena], device: str) -> dict[str, Any]:
+    """The arguments that all policies take."""
     return {"bounds": [arena.bounds for arena in every], "replicas": len(every), "device": device}
 
 
 def _make_dynlin(horizon: int, device: str, options: dict[str, Any]) -> Callable[[list[Arena]], Policy]:
-    return lambda every: DynLinUCB(ACTIONS, horizon=horizon, **_common(every, device), **options)
+    return lambda every: DynLinUCB(ACTIONS, horizon=horizon, **common(every, device), **options)
 
 
 def _make_exp3(
@@ -197,7 +201,7 @@ def _make_exp3(
             ACTIONS,
             horizon=budget.horizon,
             generator=[one for _ in range(len(every) // len(seeds)) for one in _copies(generators)],
-            **_common(every, device),
+            **common(every, device),
         )
 
     return make
