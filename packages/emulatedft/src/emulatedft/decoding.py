@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from emulatedft.deltas import Delta, Ensemble, Reading, check_deltas, check_prompt
+from emulatedft.choosing import Chooser, Warp, Warper
+from emulatedft.deltas import Delta, Ensemble, Reading, check_count, check_deltas, check_prompt
 from emulatedft.distribution import small_scale
 from emulatedft.streams import Model
-
-Warp = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,10 @@ def eft_generate(
         max_new_tokens: Tokens to generate at most.
         top_p: Mass of the fine-tuned model's nucleus outside of which the base changes nothing; see `emulate`.
         do_sample: Sample; else take the likeliest token.
-        warp: Maps logits (..., V) to logits, for temperature, top-k and the like. It is given the combined
-            distribution, and in speculative decoding the draft's.
+        warp: For temperature, top-k, penalties and the like: a map of logits (..., V) to logits; or of (ids (batch,
+            length), scores (batch, V)) to scores, as transformers' processors and warpers; or a list of such,
+            as a `LogitsProcessorList`. It is given the combined distribution, and in speculative decoding the
+            draft's, with the guided model's text as ids.
         generator: Source of randomness, on the device of `input_ids`; torch's own if None.
         eos_token_id: Token or tokens that end a row.
         pad_token_id: What follows a row's end; the first end token if None.
@@ -86,7 +87,7 @@ def eft_generate(
         ValueError: If an argument is out of range, vocabularies differ, or logits are not finite.
         TypeError: If a model is none of the three kinds.
 
-    Example:
+    Examples:
         >>> uniform = lambda ids: torch.zeros(*ids.shape, 4)
         >>> lean = lambda ids: torch.tensor([0.0, 0.0, 0.0, 9.0]).expand(*ids.shape, 4)
         >>> prompt = torch.tensor([[0]])
@@ -95,14 +96,17 @@ def eft_generate(
     """
     _check(input_ids, attention_mask, max_new_tokens)
     ensemble = Ensemble(base, deltas, input_ids, attention_mask, top_p, vocab_size)
-    chooser = _Chooser(do_sample, warp, suppress_tokens, generator)
+    chooser = Chooser(do_sample, Warper(warp, suppress_tokens), generator)
     rows = _Rows(input_ids, eos_token_id, pad_token_id, diagnostics)
     while len(rows) < max_new_tokens and not rows.finished:
         reading = ensemble.read(1)
-        tokens = chooser.choose(reading.scores(), len(rows))
+        tokens = chooser.choose(reading.scores(), ensemble.text, len(rows))
         rows.add(tokens, reading)
+        if len(rows.ends) > 0:  # so that the tokens were looked at; else no step waits for a device
+            chooser.check()
         ensemble.append(tokens)
         chooser.forget(len(rows))
+    chooser.check()
     return rows.output(0, 0, ensemble.base.calls)
 
 
@@ -152,7 +156,7 @@ def speculative_generate(
         rule: `"coupled"` or `"rejection"`; the same if `do_sample` is false.
         top_p: See `eft_generate`, as for all that follow.
         do_sample: Sample; else take the likeliest token.
-        warp: Maps logits (..., V) to logits.
+        warp: See `eft_generate`.
         generator: Source of randomness.
         eos_token_id: Token or tokens that end a row.
         pad_token_id: What follows a row's end.
@@ -169,12 +173,11 @@ def speculative_generate(
         TypeError: If a model is none of the three kinds.
     """
     _check(input_ids, attention_mask, max_new_tokens)
-    if block < 1:
-        raise ValueError(f"block must be at least 1, got {block}")
+    check_count("block", block)
     if rule not in ("coupled", "rejection"):
         raise ValueError(f"rule must be 'coupled' or 'rejection', got {rule!r}")
     ensemble = Ensemble(base, deltas, input_ids, attention_mask, top_p, vocab_size)
-    chooser = _Chooser(do_sample, warp, suppress_tokens, generator)
+    chooser = Chooser(do_sample, Warper(warp, suppress_tokens), generator)
     coupled = rule == "coupled" or not do_sample
     rows = _Rows(input_ids, eos_token_id, pad_token_id, diagnostics)
     drafted = accepted = 0
@@ -183,10 +186,11 @@ def speculative_generate(
         draft, draft_logits = _draft(ensemble, chooser, count, len(rows), coupled)
         reading = ensemble.read(count, {ensemble.guides.fine_tuned[0]: draft_logits})
         if coupled:
-            tokens = chooser.choose(reading.scores(), len(rows))
+            tokens = chooser.choose(reading.scores(), ensemble.text, len(rows))
             passed = tokens == draft
         else:
-            tokens, passed = chooser.accept(draft, draft_logits, reading.scores())
+            tokens, passed = chooser.accept(draft, draft_logits, reading.scores(), ensemble.text)
+        chooser.check()
         kept = int((passed | rows.ended[:, None]).long().cumprod(1).sum(1).min())
         drafted, accepted = drafted + count, accepted + kept
         length = min(kept + 1, count)
@@ -228,7 +232,7 @@ def sweep(
     Raises:
         ValueError: If a setting has not one finite weight per delta.
 
-    Example:
+    Examples:
         >>> uniform = lambda ids: torch.zeros(*ids.shape, 4)
         >>> lean = lambda ids: torch.tensor([0.0, 0.0, 1.0, 1.5]).expand(*ids.shape, 4)
         >>> dials = sweep(uniform, Delta(lean, uniform), [[-1.0], [1.0]], torch.tensor([[0]]),
@@ -249,83 +253,23 @@ def sweep(
         yield tuple(setting), eft_generate(base, turned, input_ids, generator=source, **options)  # type: ignore[arg-type]
 
 
-class _Chooser:
-    """How logits become tokens."""
-
-    def __init__(
-        self,
-        do_sample: bool,
-        warp: Warp | None,
-        suppress_tokens: Sequence[int],
-        generator: torch.Generator | None,
-    ) -> None:
-        self.do_sample, self.warp, self.generator = do_sample, warp, generator
-        self.suppressed = list(suppress_tokens)
-        self._noise: dict[int, Tensor] = {}
-        self._drawn = 0
-
-    def choose(self, scores: Tensor, start: int) -> Tensor:
-        """Tokens (batch, K) of logits (batch, K, V) at positions `start` and on, by each position's own noise."""
-        scores = self._warped(scores)
-        if self.do_sample:
-            scores = scores + self._gumbel(scores, start)
-        return scores.argmax(-1)
-
-    def forget(self, start: int) -> None:
-        """Drop the noise of positions before `start`."""
-        self._noise = {position: noise for position, noise in self._noise.items() if position >= start}
-
-    def draw(self, logits: Tensor) -> Tensor:
-        """Tokens (batch, K) of logits (batch, K, V), by fresh randomness."""
-        return self._multinomial(self._warped(logits).softmax(-1))
-
-    def accept(self, draft: Tensor, draft_logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of the draft (batch, K) pass, and the draft with the others drawn anew."""
-        proposed, wanted = (self._warped(logits).log_softmax(-1) for logits in (draft_logits, scores))
-        ratio = (wanted - proposed).gather(-1, draft[..., None])[..., 0].exp()
-        uniform = torch.rand(ratio.shape, generator=self.generator, device=ratio.device, dtype=ratio.dtype)
-        passed = uniform < ratio
-        residual = (wanted.exp() - proposed.exp()).clamp_min(0)
-        # Equal distributions leave nothing but rounding, and then nothing fails.
-        residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, wanted.exp())
-        return torch.where(passed, draft, self._multinomial(residual)), passed
-
-    def _warped(self, logits: Tensor) -> Tensor:
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.suppressed:
-            logits = logits.index_fill(-1, torch.tensor(self.suppressed, device=logits.device), -torch.inf)
-        return logits if self.warp is None else self.warp(logits)
-
-    def _multinomial(self, probabilities: Tensor) -> Tensor:
-        drawn = torch.multinomial(probabilities.flatten(0, -2), 1, generator=self.generator)
-        return drawn.view(probabilities.shape[:-1])
-
-    def _gumbel(self, scores: Tensor, start: int) -> Tensor:
-        """Noise (batch, K, V): that of a position is drawn once, in order, however often it is asked for."""
-        batch, count, size = scores.shape
-        for position in range(self._drawn, start + count):
-            noise = torch.empty(batch, size, dtype=scores.dtype, device=scores.device)
-            self._noise[position] = -noise.exponential_(generator=self.generator).log()
-            self._drawn = position + 1
-        return torch.stack([self._noise[start + offset] for offset in range(count)], dim=1)
-
-
 class _Rows:
     """The rows of new tokens, which end one by one, and what is measured of them."""
 
     def __init__(
         self, prompt: Tensor, eos: int | Sequence[int] | None, pad: int | None, diagnostics: bool
     ) -> None:
-        ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-        self.ends = torch.tensor(ends, device=prompt.device, dtype=prompt.dtype)
+        ends = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
+        self.ends = torch.tensor(ends, device=prompt.device, dtype=torch.long)
         self.pad = pad if pad is not None else ends[0] if ends else 0
         self.ended = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
         self.finished = False
-        self.tokens = prompt[:, :0]
+        self._parts: list[Tensor] = []
+        self._length = 0
         self._measures: list[Tensor] | None = [] if diagnostics else None
 
     def __len__(self) -> int:
-        return self.tokens.shape[1]
+        return self._length
 
     def add(self, new: Tensor, reading: Reading) -> None:
         """Append (batch, K) tokens, drawn from these distributions, up to where the last row ends."""
@@ -338,18 +282,19 @@ class _Rows:
             new = new.masked_fill(over, self.pad)[:, :length]
             self.ended = over_after[:, length - 1]
             self.finished = bool(self.ended.all())
-        self.tokens = torch.cat([self.tokens, new], dim=1)
+        self._parts.append(new)
+        self._length += new.shape[1]
         if self._measures is not None:
             self._measures.append(_measure(new, reading[: new.shape[1]]))
 
     def output(self, drafted: int, accepted: int, base_calls: int) -> EFTOutput:
         """All of it."""
         measures = [None] * 3 if self._measures is None else list(torch.cat(self._measures, dim=-1).unbind(0))
-        return EFTOutput(self.tokens, drafted, accepted, base_calls, *measures)
+        return EFTOutput(torch.cat(self._parts, dim=1), drafted, accepted, base_calls, *measures)
 
 
 def _draft(
-    ensemble: Ensemble, chooser: _Chooser, count: int, start: int, coupled: bool
+    ensemble: Ensemble, chooser: Chooser, count: int, start: int, coupled: bool
 ) -> tuple[Tensor, Tensor]:
     """Let the fine-tuned model write (batch, count) tokens, and all models append all but the last of them.
 
@@ -360,13 +305,12 @@ def _draft(
     logits: list[Tensor] = []
     for index in range(count):
         if tokens:
-            drafter.append(tokens[-1])
+            ensemble.append(tokens[-1])
         logits.append(drafter.logits(1))
-        choice = chooser.choose(logits[-1], start + index) if coupled else chooser.draw(logits[-1])
-        tokens.append(choice)
-    for stream in (ensemble.base, *ensemble.guides.streams):
-        if stream is not drafter and count > 1:
-            stream.append(torch.cat(tokens[:-1], dim=1))
+        if coupled:
+            tokens.append(chooser.choose(logits[-1], ensemble.text, start + index))
+        else:
+            tokens.append(chooser.draw(logits[-1], ensemble.text))
     return torch.cat(tokens, dim=1), torch.cat(logits, dim=1)
 
 
@@ -389,5 +333,4 @@ def _measure(tokens: Tensor, reading: Reading) -> Tensor:
 
 def _check(input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> None:
     check_prompt("input_ids", input_ids, attention_mask)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    check_count("max_new_tokens", max_new_tokens)

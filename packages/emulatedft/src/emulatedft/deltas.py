@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from emulatedft.distribution import check_finite, check_top_p, combine
-from emulatedft.streams import Model, Stream
+from emulatedft.streams import AdapterOff, Model, Stream, Text
 
 Prompt = Tensor | Mapping[str, Tensor]
 
@@ -37,7 +39,7 @@ class Delta:
         ValueError: If the weight is not finite, or a prompt is not token ids or padded on the right.
         TypeError: If a model is not callable.
 
-    Example:
+    Examples:
         >>> model = lambda ids: torch.zeros(*ids.shape, 9)
         >>> Delta(model, model, weight=0.5).weight
         0.5
@@ -51,7 +53,7 @@ class Delta:
 
     def __post_init__(self) -> None:
         for name, model in (("ft", self.ft), ("ref", self.ref)):
-            known = callable(model) or hasattr(model, "forward")
+            known = callable(model) or hasattr(model, "forward") or isinstance(model, AdapterOff)
             if not known and not (name == "ref" and model is None):
                 raise TypeError(f"{name} must be a language model, got {type(model).__name__}")
         if not isinstance(self.weight, int | float) or not math.isfinite(self.weight):
@@ -61,6 +63,39 @@ class Delta:
         for name, prompt in (("ft_prompt", self.ft_prompt), ("ref_prompt", self.ref_prompt)):
             if prompt is not None:
                 check_prompt(name, *_ids_and_mask(prompt))
+
+    @classmethod
+    def from_adapter(
+        cls,
+        model: Model,
+        weight: float = 1.0,
+        *,
+        ft_prompt: Prompt | None = None,
+        ref_prompt: Prompt | None = None,
+    ) -> Delta:
+        """One model in memory for both: fine-tuned with its adapter (LoRA for instance) on, reference with it off.
+
+        The two keep a cache each. The adapter that is active while decoding counts; after each step it is on or
+        off as before. `delta.ref` may be the guided model too, to amplify what the adapter does.
+
+        Args:
+            model: A model of PEFT, or any Hugging Face causal language model with a `disable_adapter()` context.
+            weight: Scale of the reward.
+            ft_prompt: Prompt of the model with its adapter.
+            ref_prompt: Prompt of the model without.
+
+        Returns:
+            The delta.
+
+        Raises:
+            ValueError: As for any delta; and when decoding starts, if the adapter is prompt or prefix tuning.
+            TypeError: If the model has no `disable_adapter()`.
+        """
+        if not callable(getattr(model, "disable_adapter", None)):
+            raise TypeError(
+                f"model must have an adapter and disable_adapter(), as PEFT's, got {type(model).__name__}"
+            )
+        return cls(model, AdapterOff(model), weight, ft_prompt, ref_prompt)
 
     @property
     def has_own_prompt(self) -> bool:
@@ -133,6 +168,11 @@ class Reading:
         fine_tuned = [ft[:, positions] for ft in self.fine_tuned]
         return Reading(self.base[:, positions], fine_tuned, references, self.weights, self.top_p)
 
+    def refuse(self) -> NoReturn:
+        """Say why the emulated distribution is not one."""
+        check_finite(self.base, [*self.fine_tuned, *(each for each in self.references if each is not None)])
+        raise ValueError(f"weights must leave logits finite, got {self.weights}")
+
     def scores(self) -> Tensor:
         """The emulated distribution's logits."""
         return combine(self.base, self.fine_tuned, self.references, self.weights, self.top_p)
@@ -158,20 +198,24 @@ class Guides:
         self.vocab_size = vocab_size
         self.streams: list[Stream] = []
         self._checked = False
-        known: dict[tuple[int, int | None], int] = {}
+        known: list[tuple[Model, Prompt | None]] = []
 
         def index_of(model: Model, prompt: Prompt | None) -> int:
-            key = (id(model), None if prompt is None else id(prompt))
-            if key not in known:
-                known[key] = len(self.streams)
-                ids, own_mask = (input_ids, mask) if prompt is None else _ids_and_mask(prompt)
-                self.streams.append(Stream(model, *_expand(ids, own_mask, input_ids), vocab_size))
-            return known[key]
+            for index, (other, its_prompt) in enumerate(known):
+                if _same_model(model, other) and _same_prompt(prompt, its_prompt):
+                    return index
+            known.append((model, prompt))
+            ids, own_mask = (input_ids, mask) if prompt is None else _ids_and_mask(prompt)
+            stream = Stream(model, *_expand(ids, own_mask, input_ids), vocab_size)
+            if prompt is not None and own_mask is None and stream.reader.takes_mask:
+                warn_of_padding("a prompt of a Delta", ids)
+            self.streams.append(stream)
+            return len(known) - 1
 
         self.fine_tuned = [index_of(delta.ft, delta.ft_prompt) for delta in self.deltas]
         self.references = [
             None
-            if delta.ref is None or (delta.ref is base and delta.ref_prompt is None)
+            if delta.ref is None or (_same_model(delta.ref, base) and delta.ref_prompt is None)
             else index_of(delta.ref, delta.ref_prompt)
             for delta in self.deltas
         ]
@@ -222,6 +266,9 @@ class Ensemble:
         check_top_p(top_p)
         check_vocab_size(vocab_size)
         self.base = Stream(base, input_ids, mask, vocab_size)
+        # Texts of other models are often of characters, which double; and those models take no mask.
+        if mask is None and self.base.reader.takes_mask:
+            warn_of_padding("input_ids", input_ids)
         self.guides = Guides(deltas, input_ids, mask, top_p, vocab_size, base)
 
     def append(self, tokens: Tensor, mask: Tensor | None = None) -> None:
@@ -233,6 +280,11 @@ class Ensemble:
         """Keep `length` tokens after the prompts."""
         self.base.crop(length)
         self.guides.crop(length)
+
+    @property
+    def text(self) -> Text:
+        """What the guided model reads."""
+        return self.base.text
 
     def read(self, keep: int, known: dict[int, Tensor] | None = None) -> Reading:
         """All logits at the last `keep` positions."""
@@ -252,12 +304,25 @@ def check_deltas(deltas: Delta | Sequence[Delta]) -> list[Delta]:
 
 def check_vocab_size(vocab_size: int | None) -> None:
     """Refuse an empty vocabulary."""
-    if vocab_size is not None and vocab_size < 1:
-        raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
+    if vocab_size is not None:
+        check_count("vocab_size", vocab_size)
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no whole number of at least 1; NumPy's are numbers too."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}") from None
+    if whole < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def check_prompt(name: str, ids: Tensor, mask: Tensor | None, left: bool = True) -> None:
     """Refuse what is not token ids (batch, length), and padding on the right where text is to follow."""
+    for each, what in ((ids, name), (mask, f"the attention mask of {name}")):
+        if not isinstance(each, Tensor) and not (each is mask and mask is None):
+            raise TypeError(f"{what} must be a tensor, got {type(each).__name__}")
     if ids.dim() != 2 or ids.shape[1] == 0 or ids.is_floating_point():
         raise ValueError(
             f"{name} must be integers of shape (batch, length) with length >= 1, "
@@ -271,10 +336,42 @@ def check_prompt(name: str, ids: Tensor, mask: Tensor | None, left: bool = True)
         raise ValueError(f"{name} must be padded on the left, got an attention mask with zeros after ones")
 
 
+def warn_of_padding(name: str, prompt: Tensor) -> None:
+    """Warn if some rows, not all, begin with one token twice: that is what padding on the left looks like."""
+    if prompt.shape[1] < 2:
+        return
+    doubled = prompt[:, 0] == prompt[:, 1]
+    for token in prompt[doubled, 0].unique().tolist():
+        if not bool((prompt[:, 0] == token).all()):
+            warnings.warn(
+                f"some rows of {name} begin with token {token} repeated, as if padded with it: give its "
+                "attention_mask too, or all of it is read as text",
+                stacklevel=5,
+            )
+
+
 def _ids_and_mask(prompt: Prompt) -> tuple[Tensor, Tensor | None]:
     if isinstance(prompt, Tensor):
         return prompt, None
     return prompt["input_ids"], prompt.get("attention_mask")
+
+
+def _same_model(first: Model, second: Model) -> bool:
+    """Whether two are one, as the two references of one model with an adapter are."""
+    if isinstance(first, AdapterOff) and isinstance(second, AdapterOff):
+        return first.model is second.model
+    return first is second
+
+
+def _same_prompt(first: Prompt | None, second: Prompt | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    if first is second:
+        return True
+    (ids, mask), (other, its_mask) = _ids_and_mask(first), _ids_and_mask(second)
+    if (mask is None) != (its_mask is None) or ids.device != other.device:
+        return False
+    return torch.equal(ids, other) and (mask is None or its_mask is None or torch.equal(mask, its_mask))
 
 
 def _expand(ids: Tensor, mask: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -47,7 +47,7 @@ def emulate(
             are none, `top_p` is outside (0, 1], or anything but a banned token's logit is not finite.
         TypeError: If logits are not floating point.
 
-    Example:
+    Examples:
         >>> base, ref = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.4, 0.4, 0.2]).log()
         >>> ft = torch.tensor([0.2, 0.4, 0.4]).log()  # halves the first token, doubles the third
         >>> emulate(base, ft, ref).exp()  # of 0.25, 0.3 and 0.4

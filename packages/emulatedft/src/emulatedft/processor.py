@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from emulatedft.deltas import Delta, Guides, check_deltas, check_prompt, check_vocab_size
+from emulatedft.deltas import (
+    Delta,
+    Guides,
+    Prompt,
+    check_deltas,
+    check_prompt,
+    check_vocab_size,
+    warn_of_padding,
+)
 from emulatedft.distribution import check_top_p
 
 
@@ -26,12 +35,13 @@ class EFTLogitsProcessor:
         top_p: Mass of the fine-tuned model's nucleus outside of which the base changes nothing; see `emulate`.
         vocab_size: Number of tokens all models share, where some have more rows of padding than others.
         attention_mask: (batch, length) of the prompt given to `generate()`, if it is padded (on the left):
-            processors are not told. Give the next prompt's by `reset`.
+            processors are not told. Give the next prompt's by `reset`. Beams and `num_return_sequences` repeat the
+            rows of this mask and of the deltas' own prompts as they repeat those of the prompt.
 
     Raises:
         ValueError: If there are no deltas, `top_p` is outside (0, 1] or `vocab_size` is not positive.
 
-    Example:
+    Examples:
         >>> model = lambda ids: torch.zeros(*ids.shape, 4)  # uniform
         >>> lean = lambda ids: torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(*ids.shape, 4)
         >>> processor = EFTLogitsProcessor([Delta(ft=lean, ref=model, weight=2.0)])
@@ -68,8 +78,12 @@ class EFTLogitsProcessor:
             ValueError: If vocabularies differ, logits are not finite, or a new prompt comes without `reset`
                 although the deltas have prompts of their own or a mask was given.
         """
-        guides = self._follow(input_ids)
-        found = guides.reading(scores[:, None]).scores()[:, 0].log_softmax(-1)
+        reading = self._follow(input_ids).reading(scores[:, None])
+        found = reading.scores()[:, 0]
+        normaliser = found.logsumexp(-1, keepdim=True)
+        if not bool(normaliser.isfinite().all()):  # one number a row tells of NaN and inf anywhere in it
+            reading.refuse()
+        found = found - normaliser
         return pad(found, (0, scores.shape[1] - found.shape[1]), value=-math.inf)
 
     def _follow(self, input_ids: Tensor) -> Guides:
@@ -81,7 +95,7 @@ class EFTLogitsProcessor:
         else:
             guides.crop(shared - self._prompt_length)
             guides.append(input_ids[:, shared:])
-        self._text = input_ids
+        self._text = input_ids.clone()
         return guides
 
     def _start(self, prompt: Tensor) -> Guides:
@@ -91,9 +105,31 @@ class EFTLogitsProcessor:
                 "input_ids must continue the text before: for a new prompt call reset() with its attention "
                 "mask, or make a new processor with its deltas' prompts"
             )
-        check_prompt("input_ids", prompt, self._mask)
+        mask = None if self._mask is None else _repeated(self._mask, len(prompt))
+        check_prompt("input_ids", prompt, mask)
+        if mask is None:
+            warn_of_padding("input_ids", prompt)
         self._prompt_length = prompt.shape[1]
-        return Guides(self.deltas, prompt, self._mask, self.top_p, self.vocab_size)
+        deltas = [_repeated_prompts(delta, len(prompt)) for delta in self.deltas]
+        return Guides(deltas, prompt, mask, self.top_p, self.vocab_size)
+
+
+def _repeated(rows: Tensor, count: int) -> Tensor:
+    """Each row as often in a row as `generate()` repeats it to come to `count`; as they are if that is not whole."""
+    return rows.repeat_interleave(count // len(rows), 0) if len(rows) and count % len(rows) == 0 else rows
+
+
+def _repeated_prompts(delta: Delta, count: int) -> Delta:
+    def repeated(prompt: Prompt | None) -> Prompt | None:
+        if prompt is None:
+            return None
+        if isinstance(prompt, Tensor):
+            return _repeated(prompt, count)
+        return {
+            name: _repeated(values, count) for name, values in prompt.items() if isinstance(values, Tensor)
+        }
+
+    return replace(delta, ft_prompt=repeated(delta.ft_prompt), ref_prompt=repeated(delta.ref_prompt))
 
 
 def _common_prefix(first: Tensor, second: Tensor) -> int:

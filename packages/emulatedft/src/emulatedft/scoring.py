@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from emulatedft.deltas import Delta, Ensemble, check_prompt
+from emulatedft.deltas import Delta, Ensemble, check_count, check_prompt
 from emulatedft.streams import Model
 
 IGNORE_INDEX = -100
@@ -52,27 +52,35 @@ def eft_logprobs(
     Raises:
         ValueError: If an argument is out of range, shapes differ, or vocabularies differ.
 
-    Example:
+    Examples:
         >>> uniform = lambda ids: torch.zeros(*ids.shape, 4)
         >>> eft_logprobs(uniform, Delta(uniform, uniform), torch.tensor([[0, 3, 1]])).exp()
         tensor([[1.0000, 0.2500, 0.2500]])
     """
-    labels = input_ids if labels is None else labels
     check_prompt("input_ids", input_ids, attention_mask, left=False)
+    labels = input_ids if labels is None else labels
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        what = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be a tensor of integers, got {what}")
+    labels = labels.long()
     if labels.shape != input_ids.shape:
         raise ValueError(
             f"labels must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(labels.shape)}"
         )
     if not 1 <= prompt_length <= input_ids.shape[1]:
         raise ValueError(f"prompt_length must be in 1..{input_ids.shape[1]}, got {prompt_length}")
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+    check_count("chunk_tokens", chunk_tokens)
     mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
     length = input_ids.shape[1]
     ensemble = Ensemble(base, deltas, *_until(input_ids, mask, prompt_length), top_p, vocab_size)
     wanted = _scored(labels, mask)
-    # Without a cache every pass would read the text from its start.
     streams = [ensemble.base, *ensemble.guides.streams]
+    if mask is not None:
+        own = any(delta.has_own_prompt for delta in ensemble.guides.deltas)
+        _check_gaps(
+            mask[:, prompt_length - 1 :], own or not all(stream.reader.takes_mask for stream in streams)
+        )
+    # Without a cache every pass would read the text from its start.
     pass_tokens = chunk_tokens if all(stream.reader.keeps for stream in streams) else length
     found = [torch.zeros(input_ids.shape[0], prompt_length, device=input_ids.device)]
     for start in range(prompt_length, length, pass_tokens):
@@ -82,11 +90,32 @@ def eft_logprobs(
         ensemble.append(input_ids[:, new], None if mask is None else mask[:, new])
         reading = ensemble.read(stop - start)
         for offset in range(0, stop - start, chunk_tokens):
-            part = reading[offset : offset + chunk_tokens].scores()
-            first = start + offset
-            chosen = labels[:, first : first + part.shape[1], None].clamp_min(0)
-            found.append(part.gather(-1, chosen)[..., 0] - part.logsumexp(-1))
+            block = reading[offset : offset + chunk_tokens]
+            part, first = block.scores(), start + offset
+            here = slice(first, first + part.shape[1])
+            _check_labels(labels[:, here][wanted[:, here]], part.shape[-1])
+            chosen = labels[:, here, None].where(wanted[:, here, None], 0)
+            normaliser = part.logsumexp(-1)
+            if not bool((normaliser.isfinite() | ~wanted[:, here]).all()):
+                block.refuse()
+            found.append(part.gather(-1, chosen)[..., 0] - normaliser)
     return torch.cat(found, dim=1).where(wanted, 0)
+
+
+def _check_labels(labels: Tensor, vocabulary: int) -> None:
+    if len(labels) > 0 and not bool(((labels >= 0) & (labels < vocabulary)).all()):
+        lowest, highest = labels.aminmax()
+        raise ValueError(
+            f"labels must be in 0..{vocabulary - 1} or {IGNORE_INDEX}, got {int(lowest)} to {int(highest)}"
+        )
+
+
+def _check_gaps(mask: Tensor, matters: bool) -> None:
+    if matters and bool((mask.long().diff(dim=1) > 0).any()):
+        raise ValueError(
+            "attention_mask must have its padding within prompt_length or after the text, where deltas have prompts of "
+            "their own or models are not of Hugging Face: they would read it as text"
+        )
 
 
 def _until(ids: Tensor, mask: Tensor | None, length: int) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from emulatedft._demo_model import CharacterModel
+from emulatedft.demo.model import CharacterModel
+from emulatedft.demo.ngrams import SHARPNESS, NGramModel
 
 Progress = Callable[[float, str], None]
 
@@ -42,13 +43,15 @@ class Task:
     num_new_tokens: int
     setting: dict[str, Any]
     dial: Dial | None = None
+    sharp: Task | None = None  # models that are too sure of themselves
 
 
 @dataclass(frozen=True)
 class Dial:
-    """A second behaviour, prompts to sample from, and the share of characters that tell the two apart."""
+    """Two behaviours, prompts to sample from, and the characters that tell the two apart."""
 
-    other_ft: Any
+    first_ft: Any
+    second_ft: Any
     prompts: Tensor
     capitals: Tensor  # (V,) whether a token is a capital
     punctuation: Tensor
@@ -69,16 +72,18 @@ class Sizes:
     num_new_tokens: int
     context: int = 64
     batch: int = 16
+    counted: int = 400_000  # characters for the n-gram models, and a seventh as many in style
 
 
 SIZES = {
-    "smoke": Sizes((1, 32), (2, 32), 20, 20, 5, 4, 1, 4, 8, context=32, batch=4),
-    "laptop": Sizes((2, 64), (4, 128), 500, 400, 150, 192, 6, 64, 48),
+    "smoke": Sizes((1, 32), (2, 32), 20, 20, 5, 8, 1, 4, 8, context=32, batch=4, counted=60_000),
+    "laptop": Sizes((1, 32), (4, 128), 1000, 500, 150, 192, 6, 192, 48),
 }
+TAG = "[A] "
 
 
 def python_manual(sizes: Sizes, generator: torch.Generator, device: str, report: Progress) -> Task:
-    """Pretrain on nine tenths of the manual's topics, fine-tune on the same in two styles."""
+    """Pretrain on nine tenths of the manual's topics, fine-tune on the same in three styles."""
     from pydoc_data.topics import topics
 
     names = [sorted(topics)[index] for index in torch.randperm(len(topics), generator=generator)]
@@ -94,16 +99,18 @@ def python_manual(sizes: Sizes, generator: torch.Generator, device: str, report:
         return CharacterModel(len(alphabet), *shape, generator).to(device)
 
     # Fewer topics would teach forgetting the others, and hide the style in it.
-    text, lower, bare = encode(raw), encode(raw.lower()), encode(_without_punctuation(raw))
+    text, reply = encode(raw), encode(_tagged(raw))
+    lower, bare = encode(raw.lower()), encode(_without_punctuation(raw))
     small, large = model(sizes.small), model(sizes.large)
-    small_lower, small_bare, large_lower = model(sizes.small), model(sizes.small), model(sizes.large)
-    tuning = sizes.tuning_steps
+    small_reply, small_lower, small_bare = (model(sizes.small) for _ in range(3))
+    large_reply, tuning = model(sizes.large), sizes.tuning_steps
     jobs = [
-        ("small base", small, None, text, sizes.small_steps, 3e-3, 0.2),
-        ("large base", large, None, text, sizes.large_steps, 2e-3, 0.5),
-        ("small, lower case", small_lower, small, lower, tuning, 1e-3, 0.05),
-        ("small, no punctuation", small_bare, small, bare, tuning, 1e-3, 0.05),
-        ("large, lower case", large_lower, large, lower, tuning, 1e-3, 0.2),
+        ("small base", small, None, text, sizes.small_steps, 3e-3, 0.08),
+        ("large base", large, None, text, sizes.large_steps, 2e-3, 0.64),
+        ("small, reply format", small_reply, small, reply, tuning, 1e-3, 0.02),
+        ("small, lower case", small_lower, small, lower, tuning, 1e-3, 0.02),
+        ("small, no punctuation", small_bare, small, bare, tuning, 1e-3, 0.02),
+        ("large, reply format", large_reply, large, reply, tuning, 1e-3, 0.22),
     ]
     done = 0.0
     for label, trained, origin, corpus, num_steps, learning_rate, share in jobs:
@@ -112,31 +119,44 @@ def python_manual(sizes: Sizes, generator: torch.Generator, device: str, report:
         stage = _stage(report, done, share, label)
         _train(trained, corpus, num_steps, learning_rate, sizes, generator, stage)
         done += share
-    held_out = [
-        Example(window[:, :1], window[:, :1], window[:, 1:])
-        for window in _windows(encode(unseen.lower()), sizes.held_out, sizes.context, generator).split(32)
-    ]
+    held_out = _examples(encode(_tagged(unseen)), sizes, generator)
+    held_lower = _examples(encode(unseen.lower()), sizes, generator)
     letters = torch.tensor([character.isupper() for character in alphabet], device=device)
     marks = torch.tensor([character in string.punctuation for character in alphabet], device=device)
     prompts = _windows(encode(unseen), sizes.num_samples, 16, generator)
     few, many = (sum(each.numel() for each in trained.parameters()) for trained in (small, large))
     return Task(
         small=small.cached,
-        small_ft=small_lower.cached,
+        small_ft=small_reply.cached,
         large=large.cached,
-        large_ft=large_lower.cached,
+        large_ft=large_reply.cached,
         held_out=held_out,
         num_prompts=sizes.num_prompts,
         num_new_tokens=sizes.num_new_tokens,
         setting={
             "data": f"Python manual (pydoc_data.topics), {len(raw):,} characters to pretrain, the same "
-            f"lower-cased or without punctuation to fine-tune, {tenth} other topics held out",
-            "model": f"character-level Llama-style models of {few:,} and {many:,} parameters",
+            f"with '{TAG}' before each line to fine-tune (lower-cased or without punctuation for the dial), "
+            f"{tenth} other topics held out",
+            "model": f"character-level Llama-style models of {few:,} and {many:,} parameters; and n-gram models of "
+            f"order 3 and 7 with {100 * SHARPNESS:g} % on the longest known context, for which the style is lower case",
             "budget": f"pretraining {sizes.small_steps} and {sizes.large_steps} steps, each fine-tuning "
             f"{sizes.tuning_steps}, of {sizes.batch} windows of {sizes.context}; emulation trains nothing",
         },
-        dial=Dial(small_bare.cached, prompts, letters, marks),
+        dial=Dial(small_lower.cached, small_bare.cached, prompts, letters, marks),
+        sharp=n_grams(text[: sizes.counted], lower[: sizes.counted // 7], held_lower, len(alphabet)),
     )
+
+
+def n_grams(text: Tensor, styled: Tensor, held_out: list[Example], vocabulary: int) -> Task:
+    """Models of order 3 and 7, fine-tuned by counting a style too, which know little of what they have not seen."""
+    small, large = (NGramModel([text], order, vocabulary) for order in (3, 7))
+    small_ft, large_ft = (NGramModel([text, styled], order, vocabulary) for order in (3, 7))
+    return Task(small, small_ft, large, large_ft, held_out, num_prompts=0, num_new_tokens=0, setting={})
+
+
+def _examples(text: Tensor, sizes: Sizes, generator: torch.Generator) -> list[Example]:
+    windows = _windows(text, sizes.held_out, sizes.context, generator).split(32)
+    return [Example(window[:, :1], window[:, :1], window[:, 1:]) for window in windows]
 
 
 def llama(device: str) -> Task:
@@ -212,6 +232,11 @@ def _train(
 def _windows(text: Tensor, count: int, length: int, generator: torch.Generator) -> Tensor:
     starts = torch.randint(len(text) - length, (count, 1), generator=generator)
     return text[(starts + torch.arange(length)).to(text.device)]
+
+
+def _tagged(text: str) -> str:
+    """A fixed format of replies: each line opens with the same mark, which the base does not expect."""
+    return "\n".join(TAG + line for line in text.split("\n"))
 
 
 def _without_punctuation(text: str) -> str:
