@@ -1,5 +1,6 @@
 """Every bad input says what was wrong."""
 
+import math
 import operator
 import warnings
 
@@ -9,6 +10,7 @@ from models import mlp
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from fastibp import (
     IBP,
@@ -21,13 +23,17 @@ from fastibp import (
     radius_gains,
     relu_balance_loss,
     robust_loss,
+    spread_loss,
+    stability_loss,
     tightness_loss,
     verified,
+    volume_loss,
     warmup_regularizer,
 )
 
 X = torch.rand(4, 6)
 ZERO, ONE = torch.zeros(3), torch.ones(3)
+EMPTY = Box(torch.zeros(0, 3), torch.zeros(0, 3))
 NAN = torch.full((4, 6), float("nan"))
 LABELS = torch.tensor([0, 1, 2, 0])
 
@@ -52,6 +58,42 @@ class Overwriting(nn.Module):
     def forward(self, x):
         hidden = self.first(x)
         return self.head(self.overwrite(hidden) + hidden)
+
+
+class Turning(nn.Module):
+    """Each call is another than the one before."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.sign = nn.Linear(6, 3), 1
+
+    def forward(self, x):
+        self.sign = -self.sign
+        return self.sign * self.head(x)
+
+
+class Hyper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Linear(6, 18)
+
+    def forward(self, x):
+        return F.linear(x, self.weights(x.mean(0)).view(3, 6))
+
+
+class Shortcut(nn.Linear):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def double(module, inputs, output):
+    return 2 * output
+
+
+def hooked(part):
+    model = mlp()
+    part(model).register_forward_hook(double)
+    return model
 
 
 def pruned():
@@ -87,6 +129,25 @@ CASES = {
     "label too large": (lambda: bounded(labels=LABELS + 1), ValueError, r"labels must lie in \[0, 3\)"),
     "label below zero": (lambda: bounded(labels=LABELS - 1), ValueError, r"labels must lie in \[0, 3\)"),
     "labels that are floats": (lambda: bounded(labels=LABELS.float()), TypeError, "labels must be integers"),
+    "labels of NumPy": (lambda: bounded(labels=LABELS.numpy()), TypeError, "labels must be a tensor of integers, got"),
+    "labels in a column": (lambda: bounded(labels=LABELS[:, None]), ValueError, r"got \(4, 1\)"),
+    "no radius": (lambda: linf_box(X, None), TypeError, "eps must be a number or one per channel, got None"),
+    "radius without a limit": (lambda: linf_box(X, math.inf, None), ValueError, "eps must be finite where low"),
+    "infinite bounds": (lambda: Box(ZERO, ONE * math.inf), ValueError, "both must be finite"),
+    "input a little outside": (lambda: linf_box(X + 1.0001, 0.0), ValueError, r"lie in \[low, high\]"),
+    "empty batch in training mode": (
+        lambda: IBP(mlp())(X[:0], linf_box(X[:0], 0.1)), ValueError, "more than one example",
+    ),
+    "regulariser of an empty batch": (lambda: relu_balance_loss([EMPTY]), ValueError, "preacts must hold at least"),
+    "tightness of an empty batch": (lambda: tightness_loss(EMPTY, [EMPTY]), ValueError, "preacts must hold at least"),
+    "spread of an empty batch": (lambda: spread_loss([EMPTY]), ValueError, "preacts must hold at least"),
+    "stability of an empty batch": (lambda: stability_loss([EMPTY]), ValueError, "preacts must hold at least"),
+    "volume of an empty batch": (lambda: volume_loss([EMPTY]), ValueError, "preacts must hold at least"),
+    "batches of three": (lambda: evaluate(mlp(), [(X, LABELS, X)], 0.1), TypeError, "loader must yield pairs"),
+    "batches that are mappings": (lambda: evaluate(mlp(), [{"x": X}], 0.1), TypeError, "loader must yield pairs"),
+    "certificates in half precision": (
+        lambda: evaluate(mlp(), [(X, LABELS)], 0.1, dtype=torch.float16), ValueError, "dtype must be torch.float32 or",
+    ),
     "number of labels": (lambda: bounded(labels=LABELS[:2]), ValueError, r"labels must have shape \(4,\)"),
     "one example in training mode": (
         lambda: IBP(mlp())(X[:1], linf_box(X[:1], 0.1)), ValueError, "more than one example",
@@ -98,8 +159,9 @@ CASES = {
     "function without rule": (
         lambda: IBP(nn.Sequential(nn.Linear(6, 2), Sine())), TypeError, r"'sin' .* IBP\(model, rules={sin: rule}\)",
     ),
-    "activation that is not monotone": (
-        lambda: IBP(nn.Sequential(nn.Linear(6, 2), nn.GELU())), TypeError, "GELU, target 1. has no interval rule",
+    "activation without a rule": (
+        lambda: IBP(nn.Sequential(nn.Linear(6, 2), nn.Hardshrink())), TypeError,
+        "Hardshrink, target 1. has no interval rule",
     ),
     "negative slope": (
         lambda: IBP(nn.Sequential(nn.Linear(6, 3), nn.LeakyReLU(-1.0)))(X, linf_box(X, 0.1)),
@@ -110,16 +172,41 @@ CASES = {
     "in-place function": (
         lambda: IBP(Overwriting(lambda x: F.relu(x, inplace=True))), TypeError, "overwrites 'first' in place",
     ),
-    "in-place arithmetic, which only an example shows": (
-        lambda: IBP(Overwriting(lambda x: operator.iadd(x, 1)), X), ValueError, "graph and the model give different",
+    "in-place arithmetic": (
+        lambda: IBP(Overwriting(lambda x: operator.iadd(x, 1))), TypeError, "overwrites 'first' in place",
     ),
-    "weights of a hook": (lambda: IBP(pruned()), TypeError, "layer 0 has a forward pre-hook"),
+    "in-place view": (
+        lambda: IBP(Overwriting(lambda x: x.view(-1, 4).mul_(2))), TypeError, "overwrites 'view' in place",
+    ),
+    "a branch that turns with each call": (lambda: IBP(Turning(), X), ValueError, "give different logits"),
+    "hook of a layer": (
+        lambda: IBP(hooked(lambda model: model[0])), TypeError, "module '0' .Linear. has a hook, double",
+    ),
+    "hook of the model": (
+        lambda: IBP(hooked(lambda model: model)), TypeError, "module 'model' .Sequential. has a hook, double",
+    ),
+    "weight that depends on the input": (lambda: IBP(Hyper()), TypeError, "'linear' reads the model's input in more"),
+    "margins of one logit": (
+        lambda: IBP(nn.Sequential(nn.Linear(6, 1)))(X, linf_box(X, 0.1), 0 * LABELS), ValueError, "with K >= 2",
+    ),
+    "weights drawn behind a parametrization": (
+        lambda: ibp_init_(nn.Sequential(weight_norm(nn.Linear(6, 4)), nn.Linear(4, 3))), ValueError,
+        "layer '0' computes its weight",
+    ),
+    "weights drawn behind pruning": (lambda: ibp_init_(pruned()), ValueError, "layer '0' computes its weight"),
+    "BatchNorm behind a layer that does more": (
+        lambda: add_batchnorm(nn.Sequential(Shortcut(6, 6), nn.Linear(6, 3))), ValueError,
+        "'0' .linear. is not a layer",
+    ),
+    "regularising without rectifiers": (
+        lambda: warmup_regularizer(IBP(nn.Sequential(nn.Linear(6, 3)))(X, linf_box(X, 0.1)), 0.1, 0.3), ValueError,
+        "output holds no rectifier",
+    ),
     "rounding in half precision": (
         lambda: IBP(mlp().eval().bfloat16(), outward_rounding=True)(X.bfloat16(), linf_box(X.bfloat16(), 0.1)),
         ValueError, "outward_rounding needs x in float32 or float64, got torch.bfloat16",
     ),
     "model that is none": (lambda: IBP(torch.relu), TypeError, "model must be a torch.nn.Module"),
-    "single layer": (lambda: IBP(nn.Linear(6, 3)), TypeError, "must not be a single layer"),
     "two outputs": (lambda: IBP(nn.Sequential(nn.Linear(6, 3), Pair())), TypeError, "return one tensor"),
     "model without layers": (lambda: ibp_init_(nn.Sequential(nn.ReLU())), ValueError, "no linear or convolutional"),
     "nothing to normalise": (lambda: add_batchnorm(nn.Sequential(nn.ReLU())), ValueError, "no linear or"),

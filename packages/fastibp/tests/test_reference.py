@@ -28,7 +28,7 @@ from fastibp import (
     volume_loss,
     warmup_regularizer,
 )
-from fastibp.propagation import _spread
+from fastibp.margins import _spread
 
 
 def naive(layer, lower, upper):
@@ -81,7 +81,7 @@ def test_margins_of_a_large_classifier_are_taken_in_chunks_with_the_same_answer(
     radius, weight = torch.rand(7, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 3, 0, 1, 2])
     whole = _spread(radius, weight, labels)
-    monkeypatch.setattr("fastibp.propagation._TABLE_LIMIT", 45)
+    monkeypatch.setattr("fastibp.margins._TABLE_LIMIT", 45)
     torch.testing.assert_close(_spread(radius, weight, labels), whole)
 
 
@@ -131,7 +131,11 @@ def test_a_batch_norm_that_stands_alone_has_the_same_rule():
 
 
 def test_the_regularisers_are_those_of_a_loop_over_neurons():
-    centers, radii = torch.randn(2, 3, 5, dtype=torch.float64), 0.3 * torch.rand(2, 3, 5, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)  # many inactive, few active: no term is at its limit
+    centers = torch.randn(2, 3, 5, dtype=torch.float64, generator=generator) - torch.tensor(
+        [[[0.8]], [[0.4]]]
+    )
+    radii = 0.1 * torch.rand(2, 3, 5, dtype=torch.float64, generator=generator)
     preacts = [Box(c - r, c + r) for c, r in zip(centers, radii, strict=True)]
     unit = Box(torch.zeros(3, 4, dtype=torch.float64), torch.full((3, 4), 0.1, dtype=torch.float64))
     balance = tight = spread = stable = volume = 0.0
@@ -178,6 +182,46 @@ def test_the_initialisation_has_the_papers_deviation_and_leaves_the_classifier_a
     assert torch.equal(model[-1].weight, last)
 
 
+def test_a_transposed_convolution_counts_the_inputs_of_one_output():
+    model = nn.Sequential(nn.ConvTranspose2d(80, 64, 4, stride=2, groups=2), nn.Flatten(), nn.LazyLinear(3))
+    model(torch.rand(1, 80, 3, 3))
+    ibp_init_(model, generator=torch.Generator().manual_seed(0))
+    sigma = math.sqrt(2 * math.pi) / (40 * 4 * 4 / 4)  # 40 channels, each kernel spread over 4 outputs
+    assert model[0].weight.std().item() == pytest.approx(sigma, rel=0.02)
+
+
+def test_a_tie_that_is_decided_against_the_label_is_not_verified():
+    model = nn.Sequential(nn.Linear(2, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    report = evaluate(model, [(torch.rand(4, 2), torch.tensor([0, 0, 1, 2]))], 0.1)
+    assert (report.standard_error, report.verified_error) == (0.5, 0.5)
+
+
+def test_outward_rounding_covers_any_order_of_the_sums_of_a_transposed_layer():
+    count = 512
+    layer = nn.ConvTranspose1d(count, 1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    x = torch.ones(1, count, 1)
+    radius = IBP(nn.Sequential(layer), outward_rounding=True)(x, Box(x, x)).box.radius.item()
+    unit = torch.finfo(torch.float32).eps / 2
+    assert radius >= count * unit * count  # n roundings of sums of n terms of one
+    assert radius <= 16 * count * unit * count
+
+
+def test_outward_rounding_covers_logits_that_cancel_in_a_margin():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 5))
+    with torch.no_grad():
+        model[0].weight.copy_(1000 + torch.randn(5, 64, generator=generator))
+    x, labels = torch.rand(50, 64, generator=generator), torch.arange(50) % 5
+    margins = IBP(model, outward_rounding=True)(x, Box(x, x), labels).margins
+    exact = IBP(copy.deepcopy(model).double())(x.double(), Box(x.double(), x.double()), labels).margins
+    assert bool((margins.double() <= exact).all())
+    assert bool((margins.double() >= exact - 5).all())  # of logits of 32,000
+
+
 def test_a_layer_that_reads_a_sum_gets_half_the_weight():
     class Block(nn.Module):
         def __init__(self):
@@ -213,6 +257,35 @@ def test_clipped_and_normalised_boxes_by_hand():
     box = linf_box(normal, [0.1, 0.2], mean=mean, std=std)
     torch.testing.assert_close(box.lower.flatten().tolist(), [-0.2, 0.05])
     torch.testing.assert_close(box.upper.flatten().tolist(), [0.1, 0.25])
+
+
+def test_an_image_normalised_in_another_order_of_operations_has_a_box_at_radius_zero():
+    x = torch.rand(16, 3, 4, 4)
+    x[0], x[1] = 0, 1
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    m, s = (torch.tensor(part).view(3, 1, 1) for part in (mean, std))
+    normal = x * (1 / s) - m / s
+    for eps in (0.0, 1e-6):
+        box = linf_box(normal, eps, mean=mean, std=std)
+        assert bool((box.radius >= 0).all())
+        assert bool((box.radius <= eps / 0.224 + 1e-6).all())
+        torch.testing.assert_close(box.center, normal, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_certificates_of_a_model_in_half_precision_are_those_of_its_weights_in_single_precision(dtype):
+    model, x, _ = draw("mlp", 3, batch=400)
+    with torch.no_grad():
+        model[-1].bias -= model(x).mean(0)  # all classes, and margins near zero
+    model, x = model.to(dtype), x.float()
+    single = copy.deepcopy(model).float()
+    labels = single(x).argmax(1)
+    wanted = evaluate(single, [(x, labels)], eps=0.01)
+    assert evaluate(model, [(x, labels)], eps=0.01) == wanted
+    half = x.to(dtype)  # in which more is certified than holds
+    output = IBP(model)(half, linf_box(half, 0.01), labels)
+    assert 1 - verified(output.margins).float().mean() < wanted.verified_error
+    assert model[0].weight.dtype == dtype
 
 
 def test_a_rule_of_ones_own_is_used():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastibp.boxes import Scale, linf_box
+from fastibp.layers import copy_of, in_mode
 from fastibp.propagation import IBP
 
 
@@ -24,13 +25,15 @@ def robust_loss(margins: Tensor) -> Tensor:
         Scalar, an upper bound on the cross-entropy of every input of the box.
 
     Raises:
-        ValueError: If `margins` is not two-dimensional.
+        ValueError: If `margins` is not two-dimensional or holds no example.
 
-    Example:
+    Examples:
         >>> robust_loss(torch.zeros(5, 9))  # ten equal logits
         tensor(2.3026)
     """
     _check_margins(margins)
+    if not len(margins):
+        raise ValueError("margins must hold at least one example, got none: their mean is not defined")
     # Bounds grow to 1e5 and more in bfloat16 autocast: sum in float32 there.
     wide = margins.float() if margins.dtype in (torch.float16, torch.bfloat16) else margins
     return torch.nn.functional.pad(-wide, (1, 0)).logsumexp(1).mean()
@@ -48,7 +51,7 @@ def verified(margins: Tensor) -> Tensor:
     Raises:
         ValueError: If `margins` is not two-dimensional.
 
-    Example:
+    Examples:
         >>> verified(torch.tensor([[0.5, 0.0], [0.5, -0.1]]))
         tensor([ True, False])
     """
@@ -95,30 +98,37 @@ def evaluate(
         high: As in `linf_box`.
         mean: As in `linf_box`.
         std: As in `linf_box`.
-        dtype: Compute in this dtype on a copy of the model, such as `torch.float64`; None for the model's.
+        dtype: `torch.float64` or `torch.float32`, to compute in on a copy of the model; None for the model's
+            own, or float32 for a model in half precision, in which no certificate is sound.
         outward_rounding: Also cover floating-point rounding; None for what `model` does, else False.
 
     Returns:
         A `CertReport`.
 
     Raises:
-        ValueError: If the loader is empty.
+        TypeError: If the loader yields anything but pairs of tensors.
+        ValueError: If the loader is empty, or `dtype` is another.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2))
         >>> data = [(torch.rand(8, 2), torch.zeros(8, dtype=torch.long))]
         >>> report = evaluate(model, data, eps=0.1)
         >>> report.standard_error <= report.verified_error
         True
     """
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     bounder = model if isinstance(model, IBP) else IBP(model)
+    if dtype is None and any(p.dtype in (torch.float16, torch.bfloat16) for p in bounder.parameters()):
+        dtype = torch.float32
     if dtype is not None:
-        bounder = copy.deepcopy(bounder).to(dtype)
+        bounder = copy_of(bounder).to(dtype)
     like = next((p for p in bounder.parameters()), torch.empty(0))
     wrong = unverified = torch.zeros((), dtype=torch.long, device=like.device)
     count = 0
     with _evaluating(bounder, outward_rounding), torch.autocast(like.device.type, enabled=False):
-        for inputs, classes in loader:
+        for batch in loader:
+            inputs, classes = _pair(batch)
             x, labels = inputs.to(like.device, like.dtype), classes.to(like.device)
             output = bounder(x, linf_box(x, eps, low, high, mean, std), labels)
             # A margin of the box is one of the input too, so a misclassified input never counts as verified.
@@ -131,19 +141,23 @@ def evaluate(
     return CertReport(wrong.item() / count, unverified.item() / count, count)
 
 
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not (pair and all(isinstance(part, Tensor) for part in batch)):
+        raise TypeError(f"loader must yield pairs (x, labels) of tensors, got {type(batch).__name__}")
+    return batch[0], batch[1]
+
+
 @contextmanager
 def _evaluating(bounder: IBP, outward_rounding: bool | None) -> Iterator[None]:
-    modes = {module: module.training for module in bounder.modules()}
     before = bounder.outward_rounding
-    bounder.eval()
     if outward_rounding is not None:
         bounder.outward_rounding = outward_rounding
     try:
-        yield
+        with in_mode(bounder, False):
+            yield
     finally:
         bounder.outward_rounding = before
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _check_margins(margins: Tensor) -> None:

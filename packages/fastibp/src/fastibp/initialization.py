@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fastibp.boxes import Box
-from fastibp.propagation import IBP, trace
-from fastibp.rules import ADDITIONS, AFFINE, BATCH_NORMS, AffineLayer
+from fastibp.layers import copy_of, torch_layer
+from fastibp.propagation import IBP
+from fastibp.tables import ADDITIONS, AFFINE, BATCH_NORMS
+from fastibp.tracing import Graph
 
-_CONVOLUTIONS = {
+_NORMS = {
     nn.Conv1d: nn.BatchNorm1d,
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
@@ -44,7 +46,8 @@ def ibp_init_(
     takes on small weights, and in layers without BatchNorm.
 
     Args:
-        model: Any module with linear or convolutional layers that `torch.fx` can trace.
+        model: Any module with linear or convolutional layers that `torch.fx` can trace, or an `IBP` of one with
+            the rules of its other parts.
         skip_last: Leave the classifier, the last such layer of the forward pass, as it is.
         residual_half: Halve the weights that read the sum of two branches, or an activation of it.
         generator: Source of randomness, on the model's device; None for torch's default.
@@ -54,25 +57,32 @@ def ibp_init_(
 
     Raises:
         TypeError: If `model` cannot be traced.
-        ValueError: If it has no affine layer.
+        ValueError: If it has no affine layer, or one that computes its weight (weight norm, pruning).
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(100, 400), nn.ReLU(), nn.Linear(400, 10))
         >>> weight = ibp_init_(model, generator=torch.Generator().manual_seed(0))[0].weight
         >>> round(weight.std().item() * 100 / math.sqrt(2 * math.pi), 1)
         1.0
     """
-    nodes = _affine_nodes(model)
-    last = nodes[-1].target
-    done = set()
-    for node in nodes:
-        if node.target in done or (skip_last and node.target == last):
+    calls = affine_calls(model)
+    spared = calls[-1] if skip_last else None
+    drawn: dict[int, AffineCall] = {}  # by the weight, which several layers may share
+    for call in calls:
+        if spared is not None and call.target == spared.target:
             continue
-        done.add(node.target)
-        layer = _affine_layer(model, node.target)
-        weight = layer.weight.normal_(0, math.sqrt(2 * math.pi) / _fan_in(layer), generator=generator)
-        if residual_half and _reads_sum(node, model):
-            weight.div_(2)
+        if call.weight is None:
+            raise ValueError(
+                f"layer {call.target!r} computes its weight, by a parametrization, weight norm, pruning or its own "
+                "forward pass: initialise the layer before that is added, or by hand"
+            )
+        if spared is None or call.weight is not spared.weight:
+            drawn.setdefault(id(call.weight), call)
+    for call in drawn.values():
+        assert call.weight is not None
+        call.weight.normal_(0, math.sqrt(2 * math.pi) / call.fan_in, generator=generator)
+        if residual_half and _reads_sum(call.node, call.graph):
+            call.weight.div_(2)
     return model
 
 
@@ -84,32 +94,28 @@ def add_batchnorm(model: nn.Module) -> nn.Module:
     already have a BatchNorm behind them are left alone. Weights are copied, not drawn anew.
 
     Args:
-        model: Any module that `torch.fx` can trace, whose linear layers read tensors of shape (N, features).
+        model: Any module that `torch.fx` can trace, or an `IBP` of one; its linear layers read tensors of
+            shape (N, features).
 
     Returns:
-        The copy; a new optimizer must be given its parameters.
+        The copy, of the kind that was given; a new optimizer must be given its parameters.
 
     Raises:
         TypeError: If `model` cannot be traced.
-        ValueError: If it has no affine layer.
+        ValueError: If it has no affine layer, or one whose forward pass does more than its affine map.
 
-    Example:
+    Examples:
         >>> model = add_batchnorm(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)))
         >>> [type(layer).__name__ for layer in model[0]], type(model[2]).__name__
         (['Linear', 'BatchNorm1d'], 'Linear')
     """
-    nodes = _affine_nodes(model)
-    last = nodes[-1].target
-    normalised = {node.target for node in nodes if _is_normalised(node, model)}
-    names = dict.fromkeys(str(node.target) for node in nodes if node.target not in {last, *normalised})
-    copied = copy.deepcopy(model)
-    for name in names:
-        layer = _affine_layer(copied, name)
-        features = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-        kind = next(norm for layer_type, norm in _CONVOLUTIONS.items() if isinstance(layer, layer_type))
-        norm = kind(features, device=layer.weight.device, dtype=layer.weight.dtype)
-        parent, _, child = name.rpartition(".")
-        copied.get_submodule(parent).register_module(child, nn.Sequential(layer, norm.train(layer.training)))
+    calls = affine_calls(model)
+    kept = {calls[-1].target} | {call.target for call in calls if _is_normalised(call)}
+    layers = {call.bare_layer(): None for call in calls if call.target not in kept}
+    copied = copy_of(model)
+    names = {module: name for name, module in model.named_modules()}
+    for layer in layers:
+        _put_norm_behind(copied, copied.get_submodule(names[layer]))
     return copied
 
 
@@ -133,59 +139,118 @@ def radius_gains(model: nn.Module, box: Box) -> list[float]:
     size = box.radius.mean().item()
     if size == 0:
         raise ValueError("box must have a positive radius, it is a single point")
-    bounder = copy.deepcopy(model if isinstance(model, IBP) else IBP(model))
+    bounder = copy_of(model if isinstance(model, IBP) else IBP(model))
     return [preact.radius.mean().item() / size for preact in bounder(box.center, box).preacts]
 
 
-def _affine_nodes(model: nn.Module) -> list[fx.Node]:
-    """Calls of affine layers in order of execution."""
-    graph = trace(model)
-    nodes = [
-        node
-        for node in graph.nodes
-        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), AFFINE)
-    ]
-    if not nodes:
+def _put_norm_behind(model: nn.Module, layer: nn.Module) -> None:
+    assert isinstance(layer, nn.Linear | _ConvNd)  # which is how its name was found
+    features = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    kind = next(norm for layer_type, norm in _NORMS.items() if isinstance(layer, layer_type))
+    norm = kind(features, device=layer.weight.device, dtype=layer.weight.dtype).train(layer.training)
+    both = nn.Sequential(layer, norm)
+    for parent in list(model.modules()):
+        if parent is both:
+            continue
+        for name, child in parent._modules.items():  # also where the layer has a second name
+            if child is layer:
+                parent._modules[name] = both
+
+
+# --- finding the layers --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AffineCall:
+    """One use of a linear or convolutional layer in the forward pass.
+
+    Attributes:
+        graph: The traced model.
+        node: The call: of the layer, or of a function such as `F.linear` inside of a layer of the user's.
+        layer: The layer, or None where a function is called outside of any.
+        target: The path of the layer, or of the weight.
+        weight: The parameter, or None if the weight is computed.
+    """
+
+    graph: Graph
+    node: fx.Node
+    layer: nn.Module | None
+    target: str
+    weight: nn.Parameter | None
+
+    @property
+    def fan_in(self) -> float:
+        """Number of inputs of one output."""
+        assert self.weight is not None
+        if isinstance(self.layer, _ConvTransposeNd):  # the kernel spreads over stride^d outputs
+            terms = self.weight.numel() / self.weight.shape[1] / self.layer.groups
+            return terms / math.prod(self.layer.stride)
+        return self.weight[0].numel()
+
+    def bare_layer(self) -> nn.Module:
+        """The layer, if it does its affine map and nothing else.
+
+        Raises:
+            ValueError: If there is no such layer, so that it is not known where BatchNorm belongs.
+        """
+        if self.layer is None or not _is_bare(self.layer):
+            raise ValueError(
+                f"{self.target!r} ({self.node.name}) is not a layer that does its affine map and nothing else: "
+                "put BatchNorm into its forward pass by hand"
+            )
+        return self.layer
+
+
+def affine_calls(model: nn.Module) -> list[AffineCall]:
+    """All of them, in order of execution."""
+    graph = model.graph() if isinstance(model, IBP) else Graph(model)
+    calls = [_affine_call(graph, node) for node in graph.bounded if graph.kind(node) in AFFINE]
+    if not calls:
         raise ValueError("model has no linear or convolutional layer")
-    return nodes
+    return calls
 
 
-def _affine_layer(model: nn.Module, name: object) -> AffineLayer:
-    layer = model.get_submodule(str(name))
-    assert isinstance(layer, nn.Linear | _ConvNd)  # which is how its node was found
-    return layer
+def _affine_call(graph: Graph, node: fx.Node) -> AffineCall:
+    if node.op == "call_module":
+        layer = graph.module(node.target)
+        return AffineCall(graph, node, layer, str(node.target), layer._parameters.get("weight"))
+    given = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
+    if not (isinstance(given, fx.Node) and given.op == "get_attr"):
+        return AffineCall(graph, node, None, node.name, None)
+    path = str(given.target)
+    weight, owner = graph.attribute(path), path.rpartition(".")[0]
+    layer = graph.root.get_submodule(owner)
+    parameter = weight if isinstance(weight, nn.Parameter) else None
+    if isinstance(layer, nn.Linear | _ConvNd):
+        return AffineCall(graph, node, layer, owner, parameter)
+    return AffineCall(graph, node, None, path, parameter)
 
 
-def _fan_in(layer: AffineLayer) -> float:
-    """Number of inputs of one output."""
-    if isinstance(layer, _ConvTransposeNd):  # transposed: the kernel spreads over stride^d outputs
-        return layer.weight.numel() / layer.weight.shape[1] / layer.groups / math.prod(layer.stride)
-    return layer.weight[0].numel()
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether the layer's forward pass ends in its affine map."""
+    if torch_layer(layer) is not None:
+        return True
+    graph = Graph(layer)
+    return graph.kind(graph.last) in AFFINE
 
 
-def _reads_sum(node: fx.Node, model: nn.Module) -> bool:
+def _reads_sum(node: fx.Node, graph: Graph) -> bool:
     """Whether the layer's input is the sum of two computed values, or an activation of one."""
     source = node.all_input_nodes[0]
-    while _keeps_scale(source, model):
+    while _keeps_scale(source, graph):
         source = source.all_input_nodes[0]
     return source.target in ADDITIONS and len(source.all_input_nodes) == 2
 
 
-def _keeps_scale(node: fx.Node, model: nn.Module) -> bool:
+def _keeps_scale(node: fx.Node, graph: Graph) -> bool:
+    kind = graph.kind(node)
     if node.op == "call_module":
-        return isinstance(model.get_submodule(str(node.target)), _SCALE_KEEPING)
+        return kind in _SCALE_KEEPING
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op != "placeholder" and name.rstrip("_") in {
-        "relu",
-        "leaky_relu",
-        "flatten",
-        "view",
-        "reshape",
-    }
+    names = {"relu", "leaky_relu", "dropout", "flatten", "view", "reshape"}
+    return node.op in ("call_function", "call_method") and name.rstrip("_") in names
 
 
-def _is_normalised(node: fx.Node, model: nn.Module) -> bool:
-    return any(
-        user.op == "call_module" and isinstance(model.get_submodule(str(user.target)), BATCH_NORMS)
-        for user in node.users
-    )
+def _is_normalised(call: AffineCall) -> bool:
+    kinds = (*BATCH_NORMS, nn.functional.batch_norm)
+    return any(call.graph.kind(user) in kinds for user in call.node.users)

@@ -35,7 +35,7 @@ class EpsSchedule:
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> schedule = EpsSchedule(eps_max=0.3, steps_per_epoch=100, start=2, length=6)
         >>> schedule(100), round(schedule(400), 4), schedule(700)
         (0.0, 0.1154, 0.3)
@@ -102,7 +102,8 @@ def warmup_regularizer(
         Scalar to add to the loss; zero from `eps = eps_max` on.
 
     Raises:
-        ValueError: If `eps`, `eps_max`, `weight` or `tolerance` is out of its range.
+        ValueError: If `eps`, `eps_max`, `weight` or `tolerance` is out of its range, or the model has no
+            rectifier whose input could be regularised.
     """
     if not eps_max > 0:
         raise ValueError(f"eps_max must be > 0, got {eps_max}")
@@ -110,6 +111,10 @@ def warmup_regularizer(
         raise ValueError(f"eps must lie in [0, eps_max] = [0, {eps_max}], got {eps}")
     if not weight >= 0:
         raise ValueError(f"weight must be >= 0, got {weight}")
+    if not output.preacts:
+        raise ValueError(
+            "output holds no rectifier's input (preacts is empty): there is nothing to regularise"
+        )
     strength = weight * (1 - eps / eps_max)
     if strength == 0:
         return output.logits.new_zeros(())
@@ -132,14 +137,15 @@ def tightness_loss(input_box: Box, preacts: Sequence[Box], tolerance: float = 0.
         Scalar in [0, 1]; zero if there is no ReLU.
 
     Raises:
-        ValueError: If `tolerance` is out of range.
+        ValueError: If `tolerance` is out of range, or a box is empty.
 
-    Example:
+    Examples:
         >>> unit = Box(torch.zeros(3), torch.ones(3))
         >>> tightness_loss(unit, [Box(torch.zeros(3), 4 * torch.ones(3))])  # (0.5 - 1/4) / 0.5
         tensor(0.5000)
     """
     _check_tolerance(tolerance)
+    _check_boxes(preacts)
     if not preacts:
         return input_box.center.new_zeros(())
     first = input_box.radius.mean()
@@ -154,7 +160,7 @@ def relu_balance_loss(preacts: Sequence[Box], tolerance: float = 0.5) -> Tensor:
     each ReLU `rho_mean = mean(c A) / -mean(c I)` and `rho_var = sum((c - mu)^2 A) / sum((c - mu)^2 I)`,
     each replaced by `min(rho, 1 / rho)`; the loss is the mean over ReLUs of
     `[relu(tau - rho_mean) + relu(tau - rho_var)] / tau` (paper, Section 3.4, "ReLU activation states").
-    A ReLU where a ratio is undefined, having neither active nor inactive neurons, contributes zero.
+    A ReLU without inactive neurons contributes zero, as in the official code; one without active ones the most.
 
     Args:
         preacts: Boxes entering each of the m ReLUs.
@@ -164,14 +170,15 @@ def relu_balance_loss(preacts: Sequence[Box], tolerance: float = 0.5) -> Tensor:
         Scalar in [0, 2]; zero if there is no ReLU.
 
     Raises:
-        ValueError: If `tolerance` is out of range.
+        ValueError: If `tolerance` is out of range, or a box is empty.
 
-    Example:
+    Examples:
         >>> center = torch.tensor([-1.0, 1.0])
         >>> relu_balance_loss([Box(center - 0.1, center + 0.1)])
         tensor(0.)
     """
     _check_tolerance(tolerance)
+    _check_boxes(preacts)
     if not preacts:
         return torch.zeros(())
     terms = [_balance_term(box, tolerance) for box in preacts]
@@ -192,7 +199,7 @@ def _balance_term(box: Box, tolerance: float) -> Tensor:
     smaller, larger = pairs.amin(0), pairs.amax(0)
     defined = larger > 0
     ratio = smaller / torch.where(defined, larger, 1.0)
-    return torch.where(defined.all(), (tolerance - ratio).relu().sum(), 0.0)
+    return torch.where(inactive.any() & defined.all(), (tolerance - ratio).relu().sum(), 0.0)
 
 
 def spread_loss(preacts: Sequence[Box], tolerance: float = 0.5) -> Tensor:
@@ -206,6 +213,7 @@ def spread_loss(preacts: Sequence[Box], tolerance: float = 0.5) -> Tensor:
         Scalar in [0, 1].
     """
     _check_tolerance(tolerance)
+    _check_boxes(preacts)
     if not preacts:
         return torch.zeros(())
     deviations = torch.stack([box.center.std() for box in preacts])
@@ -221,6 +229,7 @@ def stability_loss(preacts: Sequence[Box]) -> Tensor:
     Returns:
         Scalar; the usual weight is 1e-5, with an L1 penalty on the weights beside it.
     """
+    _check_boxes(preacts)
     if not preacts:
         return torch.zeros(())
     sums = [torch.tanh(1 + box.lower * box.upper).flatten(1).sum(1).mean() for box in preacts]
@@ -236,6 +245,7 @@ def volume_loss(preacts: Sequence[Box]) -> Tensor:
     Returns:
         Scalar, summed over ReLUs.
     """
+    _check_boxes(preacts)
     if not preacts:
         return torch.zeros(())
     return torch.stack([((-box.lower).relu() * box.upper.relu()).mean() for box in preacts]).sum()
@@ -258,6 +268,7 @@ def relu_balance(output: IBPOutput) -> list[ReluState]:
     Returns:
         One `ReluState` for each ReLU, in order of execution; each sums to one.
     """
+    _check_boxes(output.preacts)
     states = []
     for box in output.preacts:
         active, inactive = (box.lower > 0).double().mean().item(), (box.upper < 0).double().mean().item()
@@ -268,3 +279,8 @@ def relu_balance(output: IBPOutput) -> list[ReluState]:
 def _check_tolerance(tolerance: float) -> None:
     if not 0 < tolerance <= 1:
         raise ValueError(f"tolerance must lie in (0, 1], got {tolerance}")
+
+
+def _check_boxes(preacts: Sequence[Box]) -> None:
+    if any(box.shape.numel() == 0 for box in preacts):
+        raise ValueError("preacts must hold at least one example, got an empty box: its mean is not defined")

@@ -9,26 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fastibp._demo_tasks import Task, fresh, random_crops_and_flips
 from fastibp.boxes import linf_box
 from fastibp.certification import evaluate, robust_loss
+from fastibp.demo.arms import Arm
+from fastibp.demo.networks import fresh
+from fastibp.demo.tasks import Task, random_crops_and_flips
 from fastibp.initialization import ibp_init_
 from fastibp.propagation import IBP, IBPOutput
 from fastibp.warmup import EpsSchedule, ReluState, relu_balance, warmup_regularizer
 
 Progress = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A way of training, and its place in the comparison."""
-
-    name: str
-    role: str
-    batch_norm: bool
-    ibp_init: bool
-    regularise: bool
-    longer: int = 1
 
 
 @dataclass
@@ -42,7 +32,7 @@ class Trained:
     states: list[list[ReluState]] = field(default_factory=list)
 
 
-def train(arm: Arm, task: Task, seed: int, device: str, progress: Progress) -> Trained:
+def train(arm: Arm, task: Task, seed: int, device: str, progress: Progress, watch: bool = True) -> Trained:
     """Certified training with the arm's ingredients; all arms see the same initial weights and batches."""
     generator = torch.Generator().manual_seed(seed)
     model = fresh(task.make, arm.batch_norm, generator)
@@ -52,10 +42,10 @@ def train(arm: Arm, task: Task, seed: int, device: str, progress: Progress) -> T
     bounder = IBP(model)
     result = Trained(arm, bounder)
     length = task.length * arm.longer
-    epochs = task.epochs + length - task.length
-    steps = len(task.x) // task.batch_size
+    epochs = task.epochs_of(arm.longer)
+    steps = len(task.images.x) // task.batch_size
     schedule = EpsSchedule(task.eps, steps, task.start, length)
-    optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=_rate(arm, task), fused=True)
     milestones = [round(share * epochs) for share in task.milestones]
     decay = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.2)
     for epoch in range(epochs):
@@ -68,9 +58,14 @@ def train(arm: Arm, task: Task, seed: int, device: str, progress: Progress) -> T
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()
         decay.step()
-        _look(result, task, epoch + 1, epochs)
+        if watch:
+            _look(result, task, epoch + 1, epochs)
         progress((epoch + 1) / epochs, f"{arm.name}: epoch {epoch + 1} of {epochs}")
     return result
+
+
+def _rate(arm: Arm, task: Task) -> float:
+    return task.rates.get(arm.tuned_as or arm.name, task.learning_rate)
 
 
 def _loss(arm: Arm, task: Task, bounder: IBP, x: Tensor, labels: Tensor, eps: float) -> Tensor:
@@ -85,17 +80,19 @@ def _loss(arm: Arm, task: Task, bounder: IBP, x: Tensor, labels: Tensor, eps: fl
 
 
 def _batches(task: Task, steps: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    order = torch.randperm(len(task.x), generator=generator)[: steps * task.batch_size]
+    order = torch.randperm(len(task.images.x), generator=generator)[: steps * task.batch_size]
     batches = []
-    for index in order.view(steps, task.batch_size).to(task.x.device):
-        x = task.x[index]
-        batches.append((random_crops_and_flips(x, generator) if task.augment else x, task.labels[index]))
+    for index in order.view(steps, task.batch_size).to(task.images.x.device):
+        x = task.images.x[index]
+        batches.append(
+            (random_crops_and_flips(x, generator) if task.augment else x, task.images.labels[index])
+        )
     return batches
 
 
 def _look(result: Trained, task: Task, epoch: int, epochs: int) -> None:
     """Note the verified error at the final radius, and the states of the ReLUs."""
-    if epoch % max(1, epochs // 10) and epoch != epochs:
+    if epoch % max(1, epochs // 5) and epoch != epochs:
         return
     report, output = measure(result.bounder, task, task.eps, limit=500)
     result.epochs.append(epoch)
@@ -107,7 +104,7 @@ def measure(
     bounder: IBP, task: Task, eps: float, limit: int | None = None
 ) -> tuple[tuple[float, float], IBPOutput]:
     """Standard and verified error in percent, and the bounds on a few test images."""
-    x, labels = task.test_x[:limit], task.test_labels[:limit]
+    x, labels = task.images.test_x[:limit], task.images.test_labels[:limit]
     report = evaluate(bounder, zip(x.split(500), labels.split(500), strict=True), eps)
     bounder.eval()
     few = x[:200].to(next(bounder.parameters()).device)
@@ -121,8 +118,8 @@ def attacked_error(bounder: IBP, task: Task, seed: int, steps: int = 10) -> floa
     model = bounder.model.eval()
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    attacked, wrong = task.test_x[:1000], 0
-    for inputs, classes in zip(attacked.split(500), task.test_labels[:1000].split(500), strict=True):
+    attacked, wrong = task.images.test_x[:1000], 0
+    for inputs, classes in zip(attacked.split(500), task.images.test_labels[:1000].split(500), strict=True):
         x, labels = inputs.to(device), classes.to(device)
         box = linf_box(x, task.eps)
         start = torch.rand(x.shape, generator=generator).to(device)
