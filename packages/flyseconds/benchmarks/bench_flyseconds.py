@@ -1,17 +1,15 @@
 """flyseconds against its natural peers: one group, exactly two cases, the same input, equal answers first."""
 
-import math
-import os
-import shutil
-import time
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from peers import HOVER, PAPER, NumpyVehicle, c_runner, numpy_loop, numpy_step
 
 from flyseconds import (
     Batch,
+    InitSpec,
     QuadrotorParams,
     QuadrotorVectorEnv,
     QuadState,
@@ -23,64 +21,15 @@ from flyseconds import (
 )
 
 both = pytest.mark.parametrize("case", ["ours", "peer"])
-COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
-# --- the simulator against one vehicle at a time in numpy ----------------------------------------------
-
-PAPER = QuadrotorParams.crazyflie_paper()
-NUMBERS = {name: getattr(PAPER, name) for name in PAPER.__dataclass_fields__}
-NUMBERS = {name: value.double().numpy() for name, value in NUMBERS.items() if value is not None}
-
-
-def numpy_derivative(state, force, torque, command):
-    """The usual simulator of one vehicle, vectorised over its own rotors and axes."""
-    velocity, (w, x, y, z), omega, rpm = state[7:10], state[3:7], state[10:13], state[13:]
-    thrust = NUMBERS["thrust_coefficients"][2] * rpm * rpm
-    total = thrust.sum()
-    arm = NUMBERS["rotor_positions"]
-    moment = np.array([
-        (arm[:, 1] * thrust).sum(),
-        -(arm[:, 0] * thrust).sum(),
-        NUMBERS["torque_constant"] * (NUMBERS["rotor_torque_directions"][:, 2] * thrust).sum(),
-    ])  # fmt: skip
-    up = np.array([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])
-    acceleration = (total * up + force) / NUMBERS["mass"] + NUMBERS["gravity"]
-    p, q, r = omega
-    turn = 0.5 * np.array([
-        -x * p - y * q - z * r, w * p + y * r - z * q, w * q + z * p - x * r, w * r + x * q - y * p
-    ])  # fmt: skip
-    a, b, c = NUMBERS["inertia"]
-    gyroscopic = np.array([(c - b) * q * r, (a - c) * p * r, (b - a) * p * q])
-    spin = (moment - gyroscopic + torque) / NUMBERS["inertia"]
-    return np.concatenate(
-        [velocity, turn, acceleration, spin, (command - rpm) / NUMBERS["motor_time_constant"]]
-    )
-
-
-def numpy_step(state, force, torque, action, dt=0.01):
-    command = (np.clip(action, -1, 1) + 1) / 2 * NUMBERS["rpm_max"]
-    k1 = numpy_derivative(state, force, torque, command)
-    k2 = numpy_derivative(state + dt / 2 * k1, force, torque, command)
-    k3 = numpy_derivative(state + dt / 2 * k2, force, torque, command)
-    k4 = numpy_derivative(state + dt * k3, force, torque, command)
-    state = state + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    state[3:7] /= math.sqrt(state[3:7] @ state[3:7])
-    state[13:] = np.clip(state[13:], 0, NUMBERS["rpm_max"])
-    return state
-
-
-def loop(problem, history):
-    states, forces, torques, actions = problem
-    history[:, :-1] = history[:, 1:]
-    history[:, -1] = actions
-    return np.stack([numpy_step(*each) for each in zip(states, forces, torques, actions, strict=True)])
+# --- the simulator -----------------------------------------------------------------------------------
 
 
 @cache
-def vehicles(count, params=PAPER):
+def vehicles(count):
     generator = torch.Generator().manual_seed(0)
-    state = sample_initial(params, count, generator=generator)
+    state = sample_initial(PAPER, count, generator=generator)
     return state, 2 * torch.rand(count, 4, generator=generator) - 1
 
 
@@ -90,75 +39,64 @@ def compiled():
 
 
 @cache
-def simulator_cases(count, kind, sample):
-    """Advance `count` vehicles with torch, and the first `sample` of them one by one, from the same states."""
+def simulator_cases(count, kind, peer):
+    """Advance the same vehicles by one step, after asserting that both come to the same state."""
     state, action = vehicles(count)
     integrator = compiled() if kind == "compiled" else "rk4"
-    state = QuadState(state.motion, state.disturbance, type(state.history).of(state.history.window()))
-    held = [state]
+    held = [QuadState(state.motion, state.disturbance, state.history.copy())]
 
     def ours():
         held[0] = step(held[0], action, PAPER, integrator=integrator)
-        return held[0]
 
-    few = slice(0, sample)
-    problem = state.motion[:, few].T, state.force[few], state.torque[few], action[few]
-    problem = tuple(value.double().numpy() for value in problem)
-    history = np.zeros((sample, 32, 4))
+    problem = state.motion.numpy(), state.disturbance.numpy(), action.mT.contiguous().numpy()
+    if peer == "plain C":
+        theirs, motion = c_runner(*problem)
+        theirs()
+    else:
+        function = numpy_step if peer == "vectorised numpy" else numpy_loop
 
-    def peer():
-        return loop(problem, history)
+        def theirs():
+            return function(*problem)
 
+        motion = theirs()
     with torch.no_grad():
-        expected = torch.from_numpy(peer())
-        torch.testing.assert_close(ours().motion[:, few].T.double(), expected, rtol=1e-3, atol=2e-4)
-    return {"ours": (ours, count), "peer": (peer, sample)}
+        ours()
+    torch.testing.assert_close(held[0].motion, torch.from_numpy(motion).float(), rtol=1e-3, atol=2e-3)
+    return {"ours": ours, "peer": theirs}
 
 
-def compare_simulators(benchmark, case, count, kind, sample):
-    if kind == "compiled" and COMPILER is None:
-        pytest.skip("torch.compile needs a C++ compiler")
-    run, environments = simulator_cases(count, kind, sample)[case]
+NAMES = {
+    "plain C": "the same step in plain C, one core",
+    "vectorised numpy": "the same step in vectorised numpy",
+    "numpy loop": "a numpy loop over the vehicles",
+}
+SIMULATORS = [
+    (64, "eager", "plain C", 200),
+    (65_536, "compiled", "plain C", 20),
+    (4_096, "eager", "vectorised numpy", 40),
+    (64, "eager", "vectorised numpy", 200),
+    (1, "eager", "vectorised numpy", 200),
+    (64, "eager", "numpy loop", 10),
+]
+
+
+@both
+@pytest.mark.parametrize(
+    ("count", "kind", "peer", "rounds"),
+    [
+        pytest.param(
+            *each, marks=pytest.mark.benchmark(group=f"simulator step, {each[0]:,}, {each[1]}, {each[2]}")
+        )
+        for each in SIMULATORS
+    ],
+)
+def test_simulator(benchmark, case, count, kind, peer, rounds):
+    run = simulator_cases(count, kind, peer)[case]
     with torch.no_grad():
-        benchmark.pedantic(run, rounds=5 if case == "peer" else 12, warmup_rounds=1)
+        benchmark.pedantic(run, rounds=rounds, warmup_rounds=3)
     benchmark.extra_info.update(
-        case=case,
-        peer="a numpy loop over the vehicles",
-        size=f"{count:,} vehicle{'s' * (count > 1)}, {kind}"
-        + (f" (peer timed on {sample} of them)" if sample < count else ""),
-        quantity="time per vehicle and step",
-        value=benchmark.stats.stats.median / environments,
+        case=case, peer=NAMES[peer], size=f"{count:,} vehicle{'s' * (count > 1)}, {kind}"
     )
-
-
-@both
-@pytest.mark.benchmark(group="simulator step, 65,536 vehicles, compiled")
-def test_compiled_simulator(benchmark, case):
-    compare_simulators(benchmark, case, 65_536, "compiled", 256)
-
-
-@both
-@pytest.mark.benchmark(group="simulator step, 65,536 vehicles, eager")
-def test_eager_simulator(benchmark, case):
-    compare_simulators(benchmark, case, 65_536, "eager", 256)
-
-
-@both
-@pytest.mark.benchmark(group="simulator step, 4,096 vehicles, eager")
-def test_eager_simulator_of_4096(benchmark, case):
-    compare_simulators(benchmark, case, 4_096, "eager", 256)
-
-
-@both
-@pytest.mark.benchmark(group="simulator step, 64 vehicles, eager")
-def test_eager_simulator_of_64(benchmark, case):
-    compare_simulators(benchmark, case, 64, "eager", 64)
-
-
-@both
-@pytest.mark.benchmark(group="simulator step, one vehicle, eager")
-def test_eager_simulator_of_one(benchmark, case):
-    compare_simulators(benchmark, case, 1, "eager", 1)
 
 
 # --- the simulator against the authors' in C++ ---------------------------------------------------------
@@ -215,8 +153,6 @@ def l2f_cases(count, kind):
 
 def compare_with_l2f(benchmark, case, count, kind):
     pytest.importorskip("l2f")
-    if kind == "compiled" and COMPILER is None:
-        pytest.skip("torch.compile needs a C++ compiler")
     run = l2f_cases(count, kind)[case]
     with torch.no_grad():
         benchmark.pedantic(run, rounds=20, warmup_rounds=2)
@@ -235,6 +171,100 @@ def test_compiled_simulator_against_l2f(benchmark, case):
 @pytest.mark.benchmark(group="simulator step against l2f, 64 vehicles, eager")
 def test_eager_simulator_against_l2f(benchmark, case):
     compare_with_l2f(benchmark, case, 64, "eager")
+
+
+# --- the whole step of the environment -----------------------------------------------------------------
+
+
+@cache
+def environments(count):
+    """The same environment compiled and eager, in the midst of their episodes, of which many end."""
+    found = {}
+    actions = [
+        HOVER + 0.1 * torch.randn(count, 4, generator=torch.Generator().manual_seed(k)) for k in range(100)
+    ]
+    for case, how in (("ours", True), ("peer", False)):
+        env = QuadrotorVectorEnv(count, compile=how, generator=torch.Generator().manual_seed(0))
+        env.reset_tensors()
+        found[case] = env, [env.step_tensors(action) for action in actions]
+    ends = 0
+    for ours, theirs in zip(found["ours"][1], found["peer"][1], strict=True):
+        for name, value in vars(theirs).items():
+            torch.testing.assert_close(getattr(ours, name), value, rtol=1e-3, atol=1e-3)
+        ends += int((theirs.terminated | theirs.truncated).sum())
+    assert ends > 0
+    return {case: env for case, (env, _) in found.items()}, actions
+
+
+def hundred_steps(env, actions):
+    for action in actions:
+        env.step_tensors(action)
+
+
+@both
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(
+            each, marks=pytest.mark.benchmark(group=f"environment step, {each}, compiled against eager")
+        )
+        for each in (1, 64, 256)
+    ],
+)
+def test_compiled_environment(benchmark, case, count):
+    envs, actions = environments(count)
+    benchmark.pedantic(hundred_steps, (envs[case], actions), rounds=7, warmup_rounds=1)
+    benchmark.extra_info.update(
+        case=case,
+        peer="the same environment, eager",
+        size=f"{count} vehicle{'s' * (count > 1)}, 100 steps with resets, compiled",
+    )
+
+
+@cache
+def hovering(count):
+    """Vehicles that stay in the bounds, compiled, and each of them as an environment in numpy."""
+    still = InitSpec(
+        max_position=0.1, max_angle=0.1, max_velocity=0.1, max_angular_velocity=0.1, action=HOVER
+    )
+    env = QuadrotorVectorEnv(
+        count, init=still, noise=None, max_episode_steps=None, compile=True,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    env.reset_tensors()
+    start = env.state
+    action = torch.full((count, 4), HOVER)
+
+    def ours():
+        env.state = start
+        return env.step_tensors(action)
+
+    columns = start.motion.T.numpy(), start.disturbance.T.numpy(), start.action_history.numpy()
+    rows = action.numpy()
+
+    def peer():
+        vehicles = [NumpyVehicle(*each) for each in zip(*columns, strict=True)]
+        return [vehicle.step(row) for vehicle, row in zip(vehicles, rows, strict=True)]
+
+    result = ours()
+    names = "observation", "privileged", "reward", "terminated"
+    for name, values in zip(names, zip(*peer(), strict=True), strict=True):
+        theirs = torch.from_numpy(np.stack(values)).float()
+        torch.testing.assert_close(getattr(result, name).float(), theirs, rtol=1e-4, atol=1e-4)
+    assert not result.terminated.any()
+    return {"ours": ours, "peer": peer}
+
+
+@both
+@pytest.mark.benchmark(group="environment step, 64, compiled against a numpy loop")
+def test_compiled_environment_against_a_loop(benchmark, case):
+    run = hovering(64)[case]
+    benchmark.pedantic(run, rounds=40 if case == "ours" else 7, warmup_rounds=1)
+    benchmark.extra_info.update(
+        case=case,
+        peer="a numpy loop over the vehicles",
+        size="64 vehicles, one step without resets, compiled",
+    )
 
 
 # --- learning --------------------------------------------------------------------------------------
@@ -331,16 +361,3 @@ def test_memory_of_the_buffer(benchmark, case):
         value=size,
     )
     benchmark.pedantic(buffers, rounds=1)
-
-
-if __name__ == "__main__":  # steps per second of this machine, for orientation
-    for count in (1, 64, 4_096, 65_536):
-        for kind in ("eager", "compiled"):
-            ours, _ = simulator_cases(count, kind, 1)["ours"]
-            with torch.no_grad():
-                ours()
-                began, runs = time.perf_counter(), 0
-                while time.perf_counter() - began < 2:
-                    ours()
-                    runs += 1
-            print(f"{count:>6} {kind:>8} {runs * count / (time.perf_counter() - began):.3g} steps/s")

@@ -1,10 +1,13 @@
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 
 from flyseconds import QuadrotorParams
 
-settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=15)
+EXAMPLES = 3 if os.environ.get("ARMILLARY_LOWEST") else 5
+settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=EXAMPLES)
 settings.load_profile("isolated")
 
 

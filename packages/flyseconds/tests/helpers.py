@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from flyseconds import QuadrotorParams, QuadState
+from flyseconds import Batch, QuadrotorParams, QuadState
 
 
 def seeded(seed):
@@ -36,6 +36,25 @@ def random_state(n, seed=0, *, params=None, history_length=4, dtype=torch.float6
 
 def random_actions(n, seed=0, dtype=torch.float64):
     return 2 * torch.rand(n, 4, generator=seeded(seed + 1), dtype=dtype) - 1
+
+
+def random_batch(agents=None, dim=7, critic_dim=5, size=16, seed=0):
+    generator = seeded(seed)
+    shape = (size,) if agents is None else (agents, size)
+
+    def normal(*tail):
+        return torch.randn(*shape, *tail, generator=generator, dtype=torch.float64)
+
+    terminated = torch.rand(shape, generator=generator) < 0.3
+    return Batch(
+        normal(dim),
+        normal(critic_dim),
+        normal(4).tanh(),
+        normal(),
+        normal(dim),
+        normal(critic_dim),
+        terminated,
+    )
 
 
 # --- one vehicle in numpy, as the equations stand in the paper -----------------------------------------

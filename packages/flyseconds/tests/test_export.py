@@ -18,7 +18,7 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C comp
 def build(text, folder):
     source, library = folder / "policy.c", folder / "policy.so"
     source.write_text(text)
-    flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", "-shared", "-fPIC"]
+    flags = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Werror", "-pedantic", "-shared", "-fPIC"]
     subprocess.run([COMPILER, *flags, str(source), "-o", str(library), "-lm"], check=True)
     return ctypes.CDLL(str(library))
 
@@ -52,6 +52,15 @@ def test_other_layers_are_written_too(tmp_path):
     observation = torch.randn(5, generator=seeded(2))
     expected = policy(observation.double()).float()
     torch.testing.assert_close(call(library.policy, observation, 2), expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+def test_the_self_test_is_in_single_precision_whatever_the_actor(tmp_path):
+    policy = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2), nn.Tanh()).bfloat16()
+    library = build(export_c(policy, self_test_observation=torch.randn(6, generator=seeded(1))), tmp_path)
+    library.policy_self_test.restype = ctypes.c_float
+    assert library.policy_self_test() <= 1e-6
+    assert policy[0].weight.dtype == torch.bfloat16
 
 
 @needs_compiler

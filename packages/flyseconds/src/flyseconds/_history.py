@@ -12,9 +12,10 @@ class ActionHistory:
     Shifting 32 x 4 numbers at every step would cost more than the physics. Histories are therefore windows
     into slots that they share: appending writes the slot behind the window and returns the next window, and
     the old commands are copied once every `length + 1` steps only. Older histories stay valid, since no slot
-    is written twice: one that is no longer the newest copies its window before it appends.
+    is written twice: one that is no longer the newest copies its window before it appends. Only `restart_`
+    overwrites; whoever calls it must be the only one to hold the history, or a `copy` of it.
 
-    With gradients nothing is written in place, and appending concatenates.
+    With gradients, and where `torch.compile` traces, nothing is written in place: appending concatenates.
 
     Args:
         slots: Feature-major commands (slots, action dimension, B), the first `length` of them filled.
@@ -42,6 +43,10 @@ class ActionHistory:
         slots[:length] = window
         return cls(slots, length)
 
+    def copy(self) -> ActionHistory:
+        """The same commands in slots of their own."""
+        return ActionHistory.of(self.window())
+
     def window(self) -> Tensor:
         """The commands, oldest first, feature-major: (length, action dimension, B)."""
         return self._slots[self._start : self._start + self.length]
@@ -50,7 +55,8 @@ class ActionHistory:
         """The history after one more command (action dimension, B)."""
         if self.length == 0:
             return self
-        if torch.is_grad_enabled() and (action.requires_grad or self._slots.requires_grad):
+        differentiated = torch.is_grad_enabled() and (action.requires_grad or self._slots.requires_grad)
+        if differentiated or torch.compiler.is_compiling():
             return ActionHistory(torch.cat([self.window()[1:], action[None]]), self.length)
         behind = self._start + self.length
         if behind < len(self._slots) and self._written[0] == behind:

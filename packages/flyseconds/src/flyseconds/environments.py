@@ -1,9 +1,10 @@
-"""Hovering as gymnasium environments: one vehicle, or many at once."""
+"""Hovering as a gymnasium environment of many vehicles at once."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import gymnasium
@@ -12,77 +13,93 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from flyseconds._arrays import array, only_option, seeded, tensor
+from flyseconds._checks import count, not_negative, positive
+from flyseconds._history import ActionHistory
+from flyseconds.fused import (
+    Begun,
+    Compile,
+    Settings,
+    as_tensors,
+    begin_fused,
+    compiled,
+    fly,
+    fly_fused,
+    spread,
+)
 from flyseconds.parameters import QuadrotorParams
-from flyseconds.simulator import ACTION_MODES, ActionMode, Integrator, step
-from flyseconds.state import ACTION_DIM, HISTORY_LENGTH, InitSpec, QuadState, sample_initial
+from flyseconds.rewards import RewardWeights
+from flyseconds.simulator import ACTION_MODES, ActionMode, Integrator, checked
+from flyseconds.state import (
+    ACTION_DIM,
+    HISTORY_LENGTH,
+    InitSpec,
+    QuadState,
+    check_state,
+    initial_draws,
+    initial_state,
+    sample_initial,
+)
 from flyseconds.task import (
     POSE_DIM,
     ObservationNoise,
-    RewardWeights,
+    VectorStep,
     observe,
     observe_privileged,
-    out_of_bounds,
-    reward,
+    observed,
 )
 
 _PAPER_NOISE = ObservationNoise()
 
-
-@dataclass(frozen=True, eq=False)
-class VectorStep:
-    """What one step of a `QuadrotorVectorEnv` gives, as tensors.
-
-    Args:
-        observation: (B, 18 + 4 H), to act upon next; of the new episode where one began.
-        privileged: (B, 28), of the same states.
-        next_observation: (B, 18 + 4 H), where the step led, before any reset.
-        next_privileged: (B, 28), of the same states.
-        reward: (B,).
-        terminated: (B,), whether the vehicle left the bounds.
-        truncated: (B,), whether the time limit ended the episode; the future goes on and is bootstrapped.
-    """
-
-    observation: Tensor
-    privileged: Tensor
-    next_observation: Tensor
-    next_privileged: Tensor
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
+# Number of vehicles, and `generator` by name -> their parameters.
+ParamsSampler = Callable[..., QuadrotorParams]
 
 
 class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """B quadrotors that learn to hover, stepped at once, as a gymnasium vector environment.
 
     An episode ends when the vehicle is more than `max_distance` from the origin along some axis, and is
-    truncated after `max_episode_steps`. Vehicles start anew in the same step
-    (`AutoresetMode.SAME_STEP`): `info["final_obs"]` and `info["final_info"]["privileged"]` then hold where
-    the last step led, and `info["_final_obs"]` for whom. `info["privileged"]` is what an asymmetric critic
-    sees. `step_tensors` is the same without numpy.
+    truncated after `max_episode_steps`. Vehicles start anew in the same step unless `autoreset_mode` is
+    another: `info["final_obs"]` and `info["final_info"]["privileged"]` then hold where the last step led, and
+    `info["_final_obs"]` for whom. `info["privileged"]` is what an asymmetric critic sees. `step_tensors` is
+    the same without numpy, always with resets in the same step.
 
     The registered id is `flyseconds/Quadrotor-v0`.
 
     Args:
         num_envs: B.
         params: Of one vehicle or of B; the paper's Crazyflie if None.
+        params_sampler: Called as `params_sampler(n, generator=generator)` for the n vehicles that begin an
+            episode; gives their parameters, such as `functools.partial(params.randomized, spread=0.2)`. The
+            action that costs nothing remains that of `params`, whatever the vehicle: policies should hover
+            vehicles alike, and rewards in a replay buffer can be computed anew.
         init: Distribution of initial states; the paper's if None.
         noise: Of the observation; None for none.
         reward_weights: Weights of the reward, may be changed at any time; the paper's initial ones if None.
+            Without an action baseline they get the action at which `params` hover.
         max_episode_steps: Time limit of an episode; None for none.
         history_length: Commands the actor sees; 32 in the paper, 0 for none.
         action_mode: See `step`.
         integrator: See `step`; `torch.compile(rk4)` pays for many vehicles.
+        compile: True to compile the whole step (command, integration, history, observation, reward, resets) by
+            `torch.compile` when the first one is made, which takes some ten seconds and pays for few vehicles
+            most of all; episodes are the same but for rounding. Or a function that compiles, such as
+            `functools.partial(torch.compile, mode="max-autotune-no-cudagraphs")`. Needs a C++ compiler on a CPU.
         dt: Time step, in s.
         max_distance: In m.
         action_noise: Standard deviation of noise on the command that the motors receive.
-        strict: Raise on actions outside [-1, 1] or not finite, instead of limiting them.
+        autoreset_mode: Of `step`, as gymnasium defines them. `SAME_STEP`; `NEXT_STEP`: the step after the end of an
+            episode ignores the action and begins another one, with reward 0; `DISABLED`: call
+            `reset(options={"reset_mask": ...})`. gymnasium's `NormalizeObservation` needs `NEXT_STEP`.
+        strict: Raise on actions outside [-1, 1], instead of limiting them; NaN is refused always.
         device: Of all tensors, if `params` is None.
         generator: Source of randomness; if None, one that `reset(seed=...)` seeds.
 
     Raises:
+        TypeError: If a count is not a whole number, or `compile` neither a boolean nor a function.
         ValueError: If a number is out of its range or `params` are of another number of vehicles.
 
-    Example:
+    Examples:
         >>> env = QuadrotorVectorEnv(8)
         >>> observation, info = env.reset(seed=0)
         >>> observation.shape, info["privileged"].shape
@@ -99,6 +116,7 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         num_envs: int = 1,
         *,
         params: QuadrotorParams | None = None,
+        params_sampler: ParamsSampler | None = None,
         init: InitSpec | None = None,
         noise: ObservationNoise | None = _PAPER_NOISE,
         reward_weights: RewardWeights | None = None,
@@ -106,30 +124,33 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         history_length: int = HISTORY_LENGTH,
         action_mode: ActionMode = "rpm",
         integrator: Literal["rk4", "euler"] | Integrator = "rk4",
+        compile: Compile = False,
         dt: float = 0.01,
         max_distance: float = 0.6,
         action_noise: float = 0.0,
+        autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
         strict: bool = False,
         device: Any = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        for name, value, least in (
-            ("num_envs", num_envs, 1),
-            ("max_episode_steps", max_episode_steps, 1),
-            ("history_length", history_length, 0),
-            ("action_noise", action_noise, 0),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name, number in (("dt", dt), ("max_distance", max_distance)):
-            if not number > 0:
-                raise ValueError(f"{name} must be positive, got {number}")
+        num_envs = count("num_envs", num_envs)
+        history_length = count("history_length", history_length, 0)
+        if max_episode_steps is not None:
+            max_episode_steps = count("max_episode_steps", max_episode_steps)
         if action_mode not in ACTION_MODES:
             raise ValueError(f"action_mode must be one of {ACTION_MODES}, got {action_mode!r}")
+        if not isinstance(compile, bool) and not callable(compile):
+            raise TypeError(f"compile must be True, False or a function that compiles, got {compile!r}")
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = type(self).metadata | {"autoreset_mode": self.autoreset_mode}
         self.num_envs = num_envs
-        self.params = QuadrotorParams.crazyflie_paper(device=device) if params is None else params
-        if self.params.num_vehicles not in (None, num_envs):
-            raise ValueError(f"params are of {self.params.num_vehicles} vehicles, num_envs is {num_envs}")
+        self.compile = compile
+        self.nominal_params = QuadrotorParams.crazyflie_paper(device=device) if params is None else params
+        if self.nominal_params.num_vehicles not in (None, num_envs):
+            found = self.nominal_params.num_vehicles
+            raise ValueError(f"params are of {found} vehicles, num_envs is {num_envs}")
+        self._params = self.nominal_params
+        self.params_sampler = params_sampler
         self.init = InitSpec() if init is None else init
         self.noise = noise
         self.reward_weights = RewardWeights.initial() if reward_weights is None else reward_weights
@@ -137,9 +158,9 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         self.history_length = history_length
         self.action_mode: ActionMode = action_mode
         self.integrator = integrator
-        self.dt = dt
-        self.max_distance = max_distance
-        self.action_noise = action_noise
+        self.dt = positive("dt", dt)
+        self.max_distance = positive("max_distance", max_distance)
+        self.action_noise = not_negative("action_noise", action_noise)
         self.strict = strict
         self.device = self.params.mass.device
         self._generator = generator
@@ -150,14 +171,20 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         self.observation_space = gymnasium.spaces.Box(-math.inf, math.inf, (num_envs, size), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (num_envs, ACTION_DIM), np.float32)
         self._state: QuadState | None = None
+        self._history_is_shared = False
         self._steps = torch.zeros(num_envs, dtype=torch.long, device=self.device)
+        self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+
+    @property
+    def params(self) -> QuadrotorParams:
+        """The parameters of the present episodes: `nominal_params`, or what `params_sampler` gave."""
+        return self._params
 
     @property
     def state(self) -> QuadState:
-        """The state of all vehicles; its history is overwritten where episodes end."""
-        if self._state is None:
-            raise RuntimeError("call reset before using the environment")
-        return self._state
+        """The state of all vehicles; it may be set, and one that was taken stays as it is."""
+        self._history_is_shared = True
+        return self._flying()
 
     @state.setter
     def state(self, state: QuadState) -> None:
@@ -166,7 +193,33 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
                 f"state must be of {self.num_envs} vehicles with a history of {self.history_length}, "
                 f"got {state.num_vehicles} with {state.history.length}"
             )
+        check_state(self.params, state)
         self._state = state
+        self._history_is_shared = True
+
+    def _flying(self) -> QuadState:
+        if self._state is None:
+            raise RuntimeError("call reset before using the environment")
+        return self._state
+
+    @property
+    def reward_weights(self) -> RewardWeights:
+        """Weights of the reward, with an action baseline."""
+        return self._reward_weights
+
+    @reward_weights.setter
+    def reward_weights(self, weights: RewardWeights) -> None:
+        self._reward_weights = weights.for_params(self.nominal_params)
+        self._weights = self._reward_weights
+        if self.compile:
+            self._weights = as_tensors(self._weights, self.nominal_params.mass)
+
+    @property
+    def _settings(self) -> Settings:
+        return Settings(
+            self.integrator, self.action_mode, self.dt, self.action_noise, self.max_distance,
+            self.max_episode_steps, self.noise, self.init,
+        )  # fmt: skip
 
     # --- tensors ---
 
@@ -177,9 +230,19 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         Returns:
             Observation (B, 18 + 4 H) and privileged observation (B, 28).
         """
-        self._state = self._sample(self.params, self.num_envs)
-        self._steps.zero_()
-        return self._observe(), observe_privileged(self.state, self.params)
+        if self.params_sampler is not None:
+            everyone = torch.arange(self.num_envs, device=self.device)
+            self._params = self.params.exchanged(everyone, self._params_of(everyone), self.num_envs)
+        self._state = sample_initial(
+            self.params,
+            self.num_envs,
+            spec=self.init,
+            history_length=self.history_length,
+            generator=self._generator,
+        )
+        self._history_is_shared = False
+        self._steps, self._ended = torch.zeros_like(self._steps), torch.zeros_like(self._ended)
+        return self._observe(), observe_privileged(self._state, self.params)
 
     @torch.no_grad()
     def step_tensors(self, action: Tensor) -> VectorStep:
@@ -192,60 +255,123 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
             Where the step led, and what to act upon next.
 
         Raises:
-            ValueError: If the shape does not fit, or with `strict` an action is outside [-1, 1].
+            ValueError: If the shape does not fit, an action is NaN, or with `strict` outside [-1, 1].
         """
+        flown = self.fly_tensors(action)
+        ended = (flown.terminated | flown.truncated).nonzero().squeeze(1)
+        if not len(ended):
+            return flown
+        observation, privileged = self._begin_anew(ended, flown.observation, flown.privileged)
+        return replace(flown, observation=observation, privileged=privileged)
+
+    @torch.no_grad()
+    def fly_tensors(self, action: Tensor) -> VectorStep:
+        """As `step_tensors`, but no vehicle begins anew: observations are of where the step led.
+
+        Args:
+            action: (B, 4).
+
+        Returns:
+            Where the step led.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As `step_tensors`.
+        """
+        before = self._flying()
+        action = checked("action", action, before)
         if self.strict and not bool((action.abs() <= 1).all()):
             raise ValueError("action must be finite and in [-1, 1] (strict)")
-        before = self.state
-        self._state = after = step(
-            before,
-            action,
-            self.params,
-            self.dt,
-            integrator=self.integrator,
-            action_mode=self.action_mode,
-            action_noise=self.action_noise,
-            generator=self._generator,
-        )
-        terminated = out_of_bounds(after, self.max_distance)
-        self._steps += 1
-        if self.max_episode_steps is None:
-            truncated = torch.zeros_like(terminated)
+        if bool(action.isnan().any()):
+            raise ValueError("action must not be NaN")
+        action_normal = self._normal(self.num_envs, ACTION_DIM) if self.action_noise else None
+        others = (
+            action, self._steps, action_normal, self._noise(self.num_envs), self.params, self._weights,
+            self._settings,
+        )  # fmt: skip
+        if self.compile:
+            _ = self.params.constants  # computed and kept outside of the graph
+            tensors = before.motion, before.disturbance, before.history.window()
+            flown = self._compiled(fly_fused)(*tensors, *others)
+            history = ActionHistory(flown.window, self.history_length)
+            self._state = QuadState(flown.motion, before.disturbance, history)
         else:
-            truncated = (self._steps >= self.max_episode_steps) & ~terminated
-        rewards = reward(before, action, after, self.reward_weights, terminated, dt=self.dt)
-        next_observation, next_privileged = self._observe(), observe_privileged(after, self.params)
-        observation, privileged = next_observation, next_privileged
-        ended = (terminated | truncated).nonzero().squeeze(1)
-        if len(ended):
-            observation, privileged = self._begin_anew(ended, next_observation, next_privileged)
-        return VectorStep(
-            observation, privileged, next_observation, next_privileged, rewards, terminated, truncated
-        )
+            self._state, flown = fly(before, *others)
+        self._steps = flown.steps
+        seen = flown.observation, flown.privileged
+        return VectorStep(*seen, *seen, flown.reward, flown.terminated, flown.truncated)
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return compiled(function, self.compile, self.num_envs, self.history_length, self._settings)
+
+    def _normal(self, *shape: int) -> Tensor:
+        like = self.params.mass
+        return torch.randn(shape, generator=self._generator, dtype=like.dtype, device=like.device)
+
+    def _noise(self, n: int) -> Tensor | None:
+        """The noise on the observations of n vehicles, before it is scaled."""
+        return None if self.noise is None else self._normal(POSE_DIM, n)
+
+    @torch.no_grad()
+    def _reset_some(self, vehicles: Tensor) -> tuple[Tensor, Tensor]:
+        observation, privileged = self._observe(), observe_privileged(self._flying(), self.params)
+        if not len(vehicles):
+            return observation, privileged
+        return self._begin_anew(vehicles, observation, privileged)
 
     def _begin_anew(self, ended: Tensor, observation: Tensor, privileged: Tensor) -> tuple[Tensor, Tensor]:
         params = self._params_of(ended)
-        fresh = self._sample(params, len(ended))
-        motion, disturbance = self.state.motion.clone(), self.state.disturbance.clone()
+        if self.params_sampler is not None:
+            self._params = self.params.exchanged(ended, params, self.num_envs)
+        draws = *initial_draws(params, len(ended), self._generator), self._noise(len(ended))
+        if self.compile:
+            return self._placed_fused(ended, draws, observation, privileged)
+        uniform, normal, noise = draws
+        fresh, old = initial_state(params, uniform, normal, self.init, self.history_length), self._flying()
+        motion, disturbance = old.motion.clone(), old.disturbance.clone()
         motion[:, ended], disturbance[:, ended] = fresh.motion, fresh.disturbance
-        self.state.history.restart_(ended, fresh.motion.new_full((ACTION_DIM, len(ended)), self.init.action))
-        self._state = QuadState(motion, disturbance, self.state.history)
+        history = old.history.copy() if self._history_is_shared else old.history
+        self._history_is_shared = False
+        history.restart_(ended, fresh.motion.new_full((ACTION_DIM, len(ended)), self.init.action))
+        self._state = QuadState(motion, disturbance, history)
         self._steps[ended] = 0
         observation, privileged = observation.mT.clone(), privileged.mT.clone()
-        observation[:, ended] = observe(fresh, noise=self.noise, generator=self._generator).mT
+        observation[:, ended] = observed(fresh, self.noise, noise).mT
         privileged[:, ended] = observe_privileged(fresh, params).mT
         return observation.mT, privileged.mT
 
-    def _sample(self, params: QuadrotorParams, n: int) -> QuadState:
-        return sample_initial(
-            params, n, spec=self.init, history_length=self.history_length, generator=self._generator
+    def _placed_fused(
+        self, ended: Tensor, draws: tuple[Tensor | None, ...], observation: Tensor, privileged: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As the rest of `_begin_anew`, by a compiled function of all vehicles."""
+        old, everyone = self._flying(), self.num_envs
+        mask = torch.zeros(everyone, dtype=torch.bool, device=self.device)
+        mask[ended] = True
+        begun = self._compiled(begin_fused)(
+            Begun(old.motion, old.disturbance, old.history.window(), self._steps, observation, privileged),
+            mask,
+            *(None if each is None else spread(each, ended, everyone) for each in draws),
+            self.params,
+            self._settings,
         )
+        history = ActionHistory(begun.window, self.history_length)
+        self._state, self._steps = QuadState(begun.motion, begun.disturbance, history), begun.steps
+        return begun.observation, begun.privileged
 
     def _observe(self) -> Tensor:
-        return observe(self.state, noise=self.noise, generator=self._generator)
+        return observe(self._flying(), noise=self.noise, generator=self._generator)
 
     def _params_of(self, vehicles: Tensor) -> QuadrotorParams:
-        return self.params if self.params.num_vehicles is None else self.params.select(vehicles)
+        """The parameters that these vehicles begin an episode with."""
+        if self.params_sampler is None:
+            params = self.nominal_params
+            return params if params.num_vehicles is None else params.select(vehicles)
+        params = self.params_sampler(len(vehicles), generator=self._generator)
+        if params.num_vehicles not in (None, len(vehicles)):
+            raise ValueError(
+                f"params_sampler must give parameters of {len(vehicles)} vehicles, "
+                f"gave those of {params.num_vehicles}"
+            )
+        return params.to(self.device, self.nominal_params.mass.dtype)
 
     # --- gymnasium ---
 
@@ -256,14 +382,25 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
 
         Args:
             seed: Seeds the environment's generator.
-            options: Not looked at.
+            options: `{"reset_mask": (B,) booleans}` for some of the vehicles only.
 
         Returns:
             Observation (B, 18 + 4 H) and `{"privileged": (B, 28)}`, in float32.
+
+        Raises:
+            ValueError: If there is another option, or the mask is not one boolean for each vehicle.
         """
         self._generator = seeded(self._generator, seed, self.device)
-        observation, privileged = self.reset_tensors()
-        return _array(observation), {"privileged": _array(privileged)}
+        mask = only_option(options, "reset_mask")
+        if mask is None:
+            observation, privileged = self.reset_tensors()
+        else:
+            chosen = torch.as_tensor(mask, device=self.device)
+            if chosen.dtype != torch.bool or chosen.shape != (self.num_envs,):
+                raise ValueError(f"reset_mask must be {self.num_envs} booleans, got {mask!r}")
+            observation, privileged = self._reset_some(chosen.nonzero().squeeze(1))
+            self._ended = self._ended & ~chosen
+        return array(observation), {"privileged": array(privileged)}
 
     def step(
         self, actions: np.ndarray
@@ -277,108 +414,36 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
             Observation, reward, terminated, truncated and info, as arrays over the vehicles.
 
         Raises:
-            ValueError: If the shape does not fit, or with `strict` an action is outside [-1, 1].
+            RuntimeError: Before the first `reset`, or if an episode has ended and autoreset is disabled.
+            ValueError: If the shape does not fit, an action is NaN, or with `strict` outside [-1, 1].
         """
-        result = self.step_tensors(torch.as_tensor(actions).to(self.params.mass))
-        info: dict[str, Any] = {"privileged": _array(result.privileged)}
+        action = tensor(actions, self.device)
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            result = self._step_without_reset(action)
+        else:
+            result = self.step_tensors(action)
+        info: dict[str, Any] = {"privileged": array(result.privileged)}
         terminated, truncated = result.terminated.cpu().numpy(), result.truncated.cpu().numpy()
         ended = terminated | truncated
-        if ended.any():
-            info["final_obs"], info["_final_obs"] = _array(result.next_observation), ended
-            info["final_info"] = {"privileged": _array(result.next_privileged), "_privileged": ended}
+        if ended.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            info["final_obs"], info["_final_obs"] = array(result.next_observation), ended
+            info["final_info"] = {"privileged": array(result.next_privileged), "_privileged": ended}
             info["_final_info"] = ended
-        return _array(result.observation), _array(result.reward), terminated, truncated, info
+        return array(result.observation), array(result.reward), terminated, truncated, info
 
-
-class QuadrotorEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """One quadrotor that learns to hover, as a gymnasium environment.
-
-    `gymnasium.make("flyseconds/Quadrotor-v0")` makes one once `flyseconds` is imported.
-
-    Args:
-        render_mode: There is none; must be None.
-        **options: Those of `QuadrotorVectorEnv`, without `num_envs`.
-
-    Raises:
-        ValueError: As `QuadrotorVectorEnv` does.
-
-    Example:
-        >>> env = QuadrotorEnv()
-        >>> observation, info = env.reset(seed=0)
-        >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
-        >>> observation.shape, info["privileged"].shape
-        ((146,), (28,))
-    """
-
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
-
-    def __init__(self, *, render_mode: None = None, **options: Any) -> None:
-        if render_mode is not None:
-            raise ValueError(f"render_mode must be None, got {render_mode!r}")
-        self.render_mode = render_mode
-        self.vehicle = QuadrotorVectorEnv(1, **options)
-        self.observation_space = self.vehicle.single_observation_space
-        self.action_space = self.vehicle.single_action_space
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode.
-
-        Args:
-            seed: Seeds the environment's generator.
-            options: Not looked at.
-
-        Returns:
-            Observation (18 + 4 H,) and `{"privileged": (28,)}`, in float32.
-        """
-        super().reset(seed=seed)
-        observation, info = self.vehicle.reset(seed=seed)
-        return observation[0], {"privileged": info["privileged"][0]}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Advance by one step.
-
-        Args:
-            action: (4,), see `action_mode`.
-
-        Returns:
-            Observation, reward, terminated, truncated and info.
-
-        Raises:
-            ValueError: If the shape does not fit, or with `strict` the action is outside [-1, 1].
-        """
-        result = self.vehicle.step_tensors(torch.as_tensor(action)[None].to(self.vehicle.params.mass))
-        return (
-            _array(result.next_observation)[0],
-            result.reward.item(),
-            bool(result.terminated),
-            bool(result.truncated),
-            {"privileged": _array(result.next_privileged)[0]},
-        )
-
-
-def seeded(generator: torch.Generator | None, seed: int | None, device: Any) -> torch.Generator:
-    """A generator: as it is, seeded anew if there is a seed, made of fresh entropy if there was none."""
-    if generator is None:
-        generator = torch.Generator(device)
-        if seed is None:
-            generator.seed()
-    if seed is not None:
-        generator.manual_seed(seed)
-    return generator
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return np.asarray(tensor.detach().float().cpu().numpy())
-
-
-def register() -> None:
-    """Register `flyseconds/Quadrotor-v0` with gymnasium; importing `flyseconds` does it."""
-    if "flyseconds/Quadrotor-v0" not in gymnasium.registry:
-        gymnasium.register(
-            "flyseconds/Quadrotor-v0",
-            entry_point="flyseconds.environments:QuadrotorEnv",
-            vector_entry_point="flyseconds.environments:QuadrotorVectorEnv",
-            max_episode_steps=500,
-        )
+    def _step_without_reset(self, action: Tensor) -> VectorStep:
+        """One step in which no episode both ends and begins."""
+        if self.autoreset_mode is AutoresetMode.DISABLED and bool(self._ended.any()):
+            ended = self._ended.nonzero().squeeze(1).tolist()
+            raise RuntimeError(f"call reset with a reset_mask: the episodes of vehicles {ended} have ended")
+        late = self._ended
+        if bool(late.any()):  # what they are told to do does not matter
+            action = action.masked_fill(late[:, None], 0)
+        result = self.fly_tensors(action)
+        if bool(late.any()):
+            seen = self._begin_anew(late.nonzero().squeeze(1), result.observation, result.privileged)
+            terminated, truncated = result.terminated & ~late, result.truncated & ~late
+            gained = result.reward.masked_fill(late, 0)
+            result = VectorStep(*seen, *seen, gained, terminated, truncated)
+        self._ended = result.terminated | result.truncated
+        return result

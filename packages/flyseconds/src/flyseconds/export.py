@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ _ACTIVATIONS = {
     nn.ReLU: "sum > 0.0f ? sum : 0.0f",
     nn.Identity: "sum",
 }
+# Words that are no names in C, and the one function that the file calls.
+_RESERVED = re.compile(
+    "auto|break|case|char|const|continue|default|do|double|else|enum|extern|float|for|goto|if|inline|int|long"
+    "|register|restrict|return|short|signed|sizeof|static|struct|switch|typedef|union|unsigned|void|volatile"
+    "|while|main|tanhf"
+)
 
 
 def export_c(
@@ -34,7 +41,8 @@ def export_c(
 
     Args:
         actor: `nn.Sequential` of `nn.Linear` with `nn.Tanh`, `nn.ReLU` or `nn.Identity` between or after them,
-            such as `TD3Agent.policy()`.
+            such as `TD3Agent.policy()`. Subclasses, parametrizations and hooks may compute something else and
+            are refused.
         path: Where to write the file; nowhere if None.
         name: Of the function, a C identifier.
         self_test_observation: (D,).
@@ -44,14 +52,15 @@ def export_c(
 
     Raises:
         TypeError: If `actor` is not an `nn.Sequential`.
-        ValueError: If a layer is of another kind, a shape does not fit or `name` is no C identifier.
+        ValueError: If a layer is of another kind or has hooks, a weight is not finite, a shape does not fit or
+            `name` is no C identifier.
 
-    Example:
+    Examples:
         >>> text = export_c(nn.Sequential(nn.Linear(146, 4), nn.Tanh()), name="fly")
         >>> "void fly(const float observation[146], float action[4])" in text
         True
     """
-    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or _RESERVED.fullmatch(name):
         raise ValueError(f"name must be a C identifier, got {name!r}")
     layers = _layers(actor)
     inputs, outputs = layers[0][0].in_features, layers[-1][0].out_features
@@ -62,6 +71,7 @@ def export_c(
         *_function(layers, name),
     ]
     if self_test_observation is not None:
+        self_test_observation = torch.as_tensor(self_test_observation)
         if self_test_observation.shape != (inputs,):
             raise ValueError(
                 f"self_test_observation must have shape ({inputs},), got {tuple(self_test_observation.shape)}"
@@ -75,18 +85,21 @@ def export_c(
 
 def _layers(actor: nn.Module) -> list[tuple[nn.Linear, nn.Module]]:
     """Pairs of a linear layer and what follows it."""
-    if not isinstance(actor, nn.Sequential):
+    if type(actor) is not nn.Sequential:
         raise TypeError(f"actor must be an nn.Sequential, got {type(actor).__name__}")
+    for key, module in actor.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(f"layer {key or 'actor'} must have no forward hooks, which C cannot call")
     layers: list[tuple[nn.Linear, nn.Module]] = []
     last: nn.Module | None = None
     for key, module in actor.named_children():
-        if isinstance(module, nn.Linear):
+        if type(module) is nn.Linear:
             if layers and layers[-1][0].out_features != module.in_features:
                 raise ValueError(
                     f"layer {key} must take {layers[-1][0].out_features} inputs, takes {module.in_features}"
                 )
             layers.append((module, nn.Identity()))
-        elif type(module) in _ACTIVATIONS and isinstance(last, nn.Linear):
+        elif type(module) in _ACTIVATIONS and type(last) is nn.Linear:
             layers[-1] = (layers[-1][0], module)
         else:
             raise ValueError(
@@ -106,6 +119,8 @@ def _weights(layers: list[tuple[nn.Linear, nn.Module]], name: str) -> Iterator[s
 
 
 def _array(name: str, values: Tensor) -> str:
+    if not bool(values.float().isfinite().all()):
+        raise ValueError(f"{name} must be finite in float32")
     # Nine digits give every float32 back exactly.
     numbers = [f"{value:.9e}f" for value in values.detach().flatten().float().tolist()]
     lines = [", ".join(numbers[start : start + 6]) for start in range(0, len(numbers), 6)]
@@ -132,8 +147,10 @@ def _function(layers: list[tuple[nn.Linear, nn.Module]], name: str) -> Iterator[
 
 
 def _self_test(actor: nn.Module, observation: Tensor, outputs: int, name: str) -> Iterator[str]:
+    # In float32, as the C code computes, whatever the dtype of the actor.
+    single = copy.deepcopy(actor).float()
     with torch.no_grad():
-        action = actor(observation.to(next(actor.parameters()))[None])[0]
+        action = single(observation.to(next(single.parameters()))[None])[0]
     yield _array(f"{name}_test_observation", observation)
     yield _array(f"{name}_test_action", action)
     yield f"\nfloat {name}_self_test(void) {{"

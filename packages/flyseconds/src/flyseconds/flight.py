@@ -10,10 +10,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flyseconds._checks import count, positive
 from flyseconds.parameters import QuadrotorParams
+from flyseconds.rewards import RewardWeights, reward
 from flyseconds.simulator import ActionMode, Integrator, allocate, step
-from flyseconds.state import HISTORY_LENGTH, POSITION, VELOCITY, InitSpec, QuadState, sample_initial
-from flyseconds.task import ObservationNoise, RewardWeights, observe, out_of_bounds, reward
+from flyseconds.state import (
+    ACTION_DIM,
+    HISTORY_LENGTH,
+    POSITION,
+    VELOCITY,
+    InitSpec,
+    QuadState,
+    check_state,
+    sample_initial,
+)
+from flyseconds.task import ObservationNoise, observe, out_of_bounds
 
 Reference = Callable[[float], tuple[Tensor, Tensor]]
 
@@ -88,7 +99,8 @@ def evaluate(
         last_steps: How many of them, at the end, the position errors are taken over.
         init: Distribution of initial states, around the reference; the paper's if None.
         noise: Of the observation; None for none.
-        weights: Of the reward; the target weights of the paper's curriculum if None.
+        weights: Of the reward; the target weights of the paper's curriculum if None. Without an action
+            baseline they get the action at which `params` hover.
         reference: Time (s) -> position (3,) and velocity (3,), such as `lissajous`; the origin if None.
         max_distance: From the reference along an axis, in m; further away an episode ends.
         history_length: H of the observation.
@@ -102,21 +114,22 @@ def evaluate(
         One value per episode, and the paths.
 
     Raises:
-        ValueError: If a number is out of its range or `params` are of another number of vehicles.
+        TypeError: If a count is not a whole number.
+        ValueError: If a number is out of its range, `params` are of another number of vehicles, or the policy
+            gives anything but one action per episode.
 
-    Example:
+    Examples:
         >>> params = QuadrotorParams.crazyflie_paper()
-        >>> fallen = evaluate(lambda observation: observation[:, -4:], params, num_episodes=10, num_steps=200)
+        >>> length = {"num_episodes": 10, "num_steps": 120, "last_steps": 20}
+        >>> fallen = evaluate(lambda observation: observation[:, -4:], params, **length)
         >>> fallen.summary()["survived"]
         0.0
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    if not 1 <= last_steps <= num_steps:
+    num_episodes, num_steps = count("num_episodes", num_episodes), count("num_steps", num_steps)
+    if not 1 <= count("last_steps", last_steps) <= num_steps:
         raise ValueError(f"last_steps must be in 1..{num_steps} (num_steps), got {last_steps}")
-    if not max_distance > 0:
-        raise ValueError(f"max_distance must be positive, got {max_distance}")
-    weights = RewardWeights.target() if weights is None else weights
+    positive("max_distance", max_distance)
+    weights = (RewardWeights.target() if weights is None else weights).for_params(params)
     look = inputs or (lambda state: observe(_limited(state), noise=noise, generator=generator))
     zero = params.gravity.new_zeros(3)
     reference = reference or (lambda time: (zero, zero))
@@ -132,6 +145,9 @@ def evaluate(
         place, speed = (value.to(zero) for value in reference(index * dt))
         error = _moved(state, -place, -speed)
         action = policy(look(error))
+        if not isinstance(action, Tensor) or action.shape != (num_episodes, ACTION_DIM):
+            found = tuple(action.shape) if isinstance(action, Tensor) else type(action).__name__
+            raise ValueError(f"policy must give a tensor ({num_episodes}, {ACTION_DIM}), gave {found}")
         state = step(state, action, params, dt, integrator=integrator, action_mode=action_mode)
         place, speed = (value.to(zero) for value in reference((index + 1) * dt))
         next_error = _moved(state, -place, -speed)
@@ -188,13 +204,11 @@ def lissajous(time: float, *, scale: float = 2.0, interval: float = 5.5) -> tupl
     Raises:
         ValueError: If `interval` is not positive.
 
-    Example:
+    Examples:
         >>> lissajous(0.0)[0].abs().max() < 1e-6
         tensor(True)
     """
-    if not interval > 0:
-        raise ValueError(f"interval must be positive, got {interval}")
-    rate = 2 * math.pi / interval
+    rate = 2 * math.pi / positive("interval", interval)
     phase = rate * time + math.pi / 2
     position = [scale / 2 * math.sin(2 * phase), scale * math.cos(phase), 0.0]
     velocity = [scale * rate * math.cos(2 * phase), -scale * rate * math.sin(phase), 0.0]
@@ -207,9 +221,9 @@ def geometric_controller(
     *,
     position_gain: float = 10.0,
     velocity_gain: float = 5.0,
-    attitude_gain: float = 150.0,
-    rate_gain: float = 22.0,
-    motor_time: float = 0.02,
+    attitude_gain: float = 320.0,
+    rate_gain: float = 34.0,
+    motor_time: float = 0.012,
 ) -> Tensor:
     """A classical cascaded controller that holds the origin, with perfect knowledge of everything.
 
@@ -218,7 +232,7 @@ def geometric_controller(
     attitude error for a torque. It knows the disturbances and cancels them, and it knows the rotor speeds: its
     command leads them as if the motors had a time constant of `motor_time`. Yaw, which costs the most thrust
     per torque and matters least, is held with a tenth of the gains, and the collective thrust is kept between
-    0.5 and 1.8 weights so that the rotors can always turn the vehicle.
+    0.7 and 1.6 weights so that the rotors can always turn the vehicle.
 
     Args:
         state: State of B vehicles, relative to where they should be.
@@ -232,12 +246,17 @@ def geometric_controller(
     Returns:
         (B, 4) actions of the mode `"rpm"`.
 
-    Example:
+    Raises:
+        ValueError: If `motor_time` is not positive or `params` do not fit the state.
+
+    Examples:
         >>> params = QuadrotorParams.crazyflie_paper(dtype=torch.float64)
         >>> state = QuadState.create(rpm=torch.full((4,), 14476.0), dtype=torch.float64)
         >>> [round(action, 2) for action in geometric_controller(state, params)[0].tolist()]
         [0.33, 0.33, 0.33, 0.33]
     """
+    positive("motor_time", motor_time)
+    check_state(params, state)
     mass = params.mass[..., None]
     wanted = -position_gain * state.position - velocity_gain * state.velocity
     wanted = wanted - params.gravity - state.force / mass
@@ -255,7 +274,7 @@ def geometric_controller(
     angular_acceleration = angular_acceleration - state.torque / params.inertia
     weight = params.mass * torch.linalg.vector_norm(params.gravity, dim=-1)
     collective = (mass * wanted * rotation[..., 2]).sum(-1)
-    collective = torch.clamp(collective, 0.5 * weight, 1.8 * weight)
+    collective = torch.clamp(collective, 0.7 * weight, 1.6 * weight)
     rpm = allocate(state, collective, angular_acceleration, params)
 
     lag = params.motor_time_constant[..., None]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from flyseconds._checks import count, not_negative
 
 
 class Constants(NamedTuple):
@@ -64,7 +65,7 @@ class QuadrotorParams:
         TypeError: If a field is not a floating-point tensor.
         ValueError: If a shape, a sign, a dtype or the number of vehicles does not fit.
 
-    Example:
+    Examples:
         >>> params = QuadrotorParams.crazyflie_paper()
         >>> round(float(params.hover_action), 3)
         0.334
@@ -96,10 +97,15 @@ class QuadrotorParams:
                 raise ValueError(f"{name} must have shape {shape} or ({wanted}), got {tuple(value.shape)}")
             if name in _POSITIVE and not bool((value > 0).all()):
                 raise ValueError(f"{name} must be positive, got {value.min().item()}")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{name} must be finite, got {value.tolist()}")
         if len({(value.dtype, value.device) for value in values.values()}) > 1:
             raise ValueError("all parameters must have the same dtype and device")
         if not bool((self.thrust_coefficients[..., 2] > 0).all()):
             raise ValueError("thrust_coefficients must have a positive last one (of rpm^2)")
+        lengths = torch.linalg.vector_norm(self.rotor_thrust_directions, dim=-1)
+        if not bool(((lengths - 1).abs() < 1e-2).all()):
+            raise ValueError(f"rotor_thrust_directions must be unit vectors, got lengths {lengths.tolist()}")
         if not bool((self.rpm_max > self.rpm_min).all()):
             raise ValueError("rpm_max must be greater than rpm_min")
         counts = {name: len(value) for name, value in values.items() if value.ndim > _RANKS[name]}
@@ -162,7 +168,9 @@ class QuadrotorParams:
     def hover_action(self) -> Tensor:
         """The action () or (B,), the same for all rotors, whose thrust carries the weight.
 
-        Example:
+        It is above 1 for a vehicle too heavy for its rotors.
+
+        Examples:
             >>> round(float(QuadrotorParams.crazyflie_paper(dtype=torch.float64).hover_action), 4)
             0.3341
         """
@@ -188,11 +196,13 @@ class QuadrotorParams:
 
         Raises:
             ValueError: If n < 1 or `spread` < 0, or these parameters are already those of several vehicles.
+
+        Examples:
+            >>> params = QuadrotorParams.crazyflie_paper()
+            >>> params.randomized(5, spread=0.2).mass.shape
+            torch.Size([5])
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        if not spread >= 0:
-            raise ValueError(f"spread must be at least 0, got {spread}")
+        n, spread = count("n", n), not_negative("spread", spread)
         if self.num_vehicles is not None:
             raise ValueError(
                 f"randomized needs the parameters of one vehicle, these are of {self.num_vehicles}"
@@ -221,9 +231,44 @@ class QuadrotorParams:
         values = self._values().items()
         return replace(self, **{name: value[vehicles] for name, value in values if value.ndim > _RANKS[name]})
 
-    @cached_property
+    def exchanged(self, vehicles: Tensor, others: QuadrotorParams, num_vehicles: int) -> QuadrotorParams:
+        """These parameters, with `others` in the place of some of the vehicles.
+
+        Args:
+            vehicles: (K,), whose parameters are exchanged.
+            others: Parameters of one vehicle or of K.
+            num_vehicles: B, of the result.
+
+        Returns:
+            Parameters of B vehicles; what is the same for all of both stays one number.
+
+        Raises:
+            ValueError: If only one of the two has a lag of its own for falling rotors.
+        """
+        mine, theirs = self._values(), others._values()
+        if mine.keys() != theirs.keys():
+            raise ValueError("motor_time_constant_falling must be given in both or in neither")
+        changes = {}
+        for name, old in mine.items():
+            new, rank = theirs[name].to(old), _RANKS[name]
+            if old.ndim == new.ndim == rank and torch.equal(old, new):
+                continue
+            shape = old.shape[old.ndim - rank :]
+            changes[name] = old.expand(num_vehicles, *shape).clone()
+            changes[name][vehicles] = new
+        return replace(self, **changes)
+
+    @property
     def constants(self) -> Constants:
         """What the integrator needs, computed once; with learnable parameters make a new object per graph."""
+        # Not functools.cached_property: torch.compile cannot trace the lock it takes on Python 3.11.
+        found: Constants | None = getattr(self, "_constants", None)
+        if found is None:
+            found = self._computed_constants()
+            object.__setattr__(self, "_constants", found)
+        return found
+
+    def _computed_constants(self) -> Constants:
         arms = torch.linalg.cross(self.rotor_positions, self.rotor_thrust_directions, dim=-1)
         torques = self.torque_constant[..., None, None] * self.rotor_torque_directions + arms
         forces = self.rotor_thrust_directions.expand_as(torques)

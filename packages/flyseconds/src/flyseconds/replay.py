@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flyseconds.environments import VectorStep
+from flyseconds._checks import count
+from flyseconds.rewards import RewardWeights, reward_from_observations
 from flyseconds.state import ACTION_DIM, HISTORY_LENGTH
-from flyseconds.task import POSE_DIM, PRIVILEGED_DIM, RewardWeights, reward_from_observations
+from flyseconds.task import POSE_DIM, PRIVILEGED_DIM, VectorStep
 from flyseconds.td3 import Batch
 
 _COLUMNS = (POSE_DIM, POSE_DIM, PRIVILEGED_DIM, PRIVILEGED_DIM, ACTION_DIM, 1, 1, 1)
@@ -32,14 +33,15 @@ class ReplayBuffer:
         num_agents: A; None for one agent without a leading dimension.
         history_length: H of the observations.
         history_fill: Action that fills the history when an episode begins.
-        relabel: Computes rewards as `reward_from_observations` does.
+        relabel: Computes rewards as `reward_from_observations` does; with another time step than 0.01 s and
+            weights on accelerations, `functools.partial(reward_from_observations, dt=...)`.
         device: Of the storage.
         dtype: Of the storage.
 
     Raises:
         ValueError: If a number is out of its range, or `capacity` is too small for E vehicles.
 
-    Example:
+    Examples:
         >>> from flyseconds import QuadrotorVectorEnv, ReplayBuffer
         >>> env = QuadrotorVectorEnv(4)
         >>> buffer = ReplayBuffer(1000, 4)
@@ -62,19 +64,17 @@ class ReplayBuffer:
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        if num_agents is not None and num_agents < 1:
-            raise ValueError(f"num_agents must be None or at least 1, got {num_agents}")
-        if history_length < 0:
-            raise ValueError(f"history_length must be at least 0, got {history_length}")
+        capacity, num_envs = count("capacity", capacity), count("num_envs", num_envs)
+        history_length = count("history_length", history_length, 0)
+        if num_agents is not None:
+            num_agents = count("num_agents", num_agents)
         slots = capacity // num_envs
         if slots <= history_length:
             least = num_envs * (history_length + 1)
             raise ValueError(f"capacity must be at least {least} with {num_envs} vehicles, got {capacity}")
         self.num_agents, self.num_envs, self.history_length = num_agents, num_envs, history_length
         self._agents = 1 if num_agents is None else num_agents
-        self._fill = history_fill
+        self.history_fill = history_fill
         self._relabel = relabel
         self._slots = slots
         self._added = 0
@@ -94,12 +94,19 @@ class ReplayBuffer:
     def add(self, observation: Tensor, privileged: Tensor, action: Tensor, result: VectorStep) -> None:
         """Keep one step of all vehicles, those of the first agent first.
 
+        Every step must be added, from the first of an episode on: histories are cut out of what was added.
+
         Args:
             observation: (A E, D), what was acted upon.
             privileged: (A E, 28), of the same states.
             action: (A E, 4).
             result: Where it led.
+
+        Raises:
+            ValueError: If a shape does not fit, or the history in the observation does not go on from the last
+                action that was added.
         """
+        self._check(observation, privileged, action)
         slot = self._added % self._slots
         scalars = [result.reward, result.terminated.to(result.reward), self._age.to(result.reward)]
         columns = [observation[:, :POSE_DIM], result.next_observation[:, :POSE_DIM]]
@@ -111,6 +118,29 @@ class ReplayBuffer:
             self._actions[:, before_the_first] = action.to(self._actions)
         self._age = (self._age + 1).masked_fill(result.terminated | result.truncated, 0)
         self._added += 1
+
+    def begin_episodes(self) -> None:
+        """Tell that the next step to be added is the first of an episode for every vehicle, after a reset."""
+        self._age.zero_()
+
+    def _check(self, observation: Tensor, privileged: Tensor, action: Tensor) -> None:
+        width = POSE_DIM + ACTION_DIM * self.history_length
+        for name, value, size in (
+            ("observation", observation, width), ("privileged", privileged, PRIVILEGED_DIM),
+            ("action", action, ACTION_DIM),
+        ):  # fmt: skip
+            shape = (len(self._rows), size)
+            if value.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+        if not self.history_length:
+            return
+        last = self._actions[:, self.history_length + (self._added - 1) % self._slots]
+        expected = torch.where(self._age[:, None] == 0, self.history_fill, last)
+        if not torch.allclose(observation[:, -ACTION_DIM:].to(last), expected, atol=1e-6):
+            raise ValueError(
+                "observation must end with the last action that was added, or `history_fill` when an episode "
+                "begins: add every step, and after a reset call begin_episodes"
+            )
 
     @torch.no_grad()
     def sample(self, batch_size: int, *, generator: torch.Generator | None = None) -> Batch:
@@ -126,17 +156,18 @@ class ReplayBuffer:
         Raises:
             ValueError: If nothing has been added.
         """
+        batch_size = count("batch_size", batch_size)
         if self._added == 0:
             raise ValueError("add transitions before sampling")
         # In a full buffer the oldest steps have lost the beginning of their histories.
         full = self._added > self._slots
-        count = self._slots - self.history_length if full else self._added
+        kept = self._slots - self.history_length if full else self._added
         oldest = self._added % self._slots + self.history_length if full else 0
         shape, device = (self._agents, batch_size), self._rows.device
-        drawn = torch.randint(self.num_envs * count, shape, generator=generator, device=device)
+        drawn = torch.randint(self.num_envs * kept, shape, generator=generator, device=device)
         first_vehicles = torch.arange(0, len(self._rows), self.num_envs, device=device)[:, None]
-        vehicle = drawn // count + first_vehicles
-        slot = (drawn % count + oldest) % self._slots
+        vehicle = drawn // kept + first_vehicles
+        slot = (drawn % kept + oldest) % self._slots
         rows = self._rows.flatten(0, 1)[vehicle * self._slots + slot]
         pose, next_pose, privileged, next_privileged, action, reward, terminated, age = rows.split(
             _COLUMNS, -1
@@ -160,7 +191,7 @@ class ReplayBuffer:
         stretches = stream.as_strided((len(stream) // ACTION_DIM - length, width), (ACTION_DIM, 1))
         found = stretches[vehicle * (length + self._slots) + slot]
         this_episode = (self._lags <= age).repeat_interleave(ACTION_DIM, -1)
-        found = torch.where(this_episode, found, self._fill)
+        found = torch.where(this_episode, found, self.history_fill)
         return found[..., :-ACTION_DIM], found[..., ACTION_DIM:]
 
     @torch.no_grad()
@@ -168,14 +199,23 @@ class ReplayBuffer:
         """Compute the rewards of all transitions anew.
 
         Args:
-            weights: The new weights, of all agents or one for each.
+            weights: The new weights, with an action baseline: of all agents, or one for each agent or each
+                vehicle.
+
+        Raises:
+            ValueError: If there is another number of weights or one has no baseline.
         """
-        each = [weights] * self._agents if isinstance(weights, RewardWeights) else list(weights)
-        if len(each) != self._agents:
-            raise ValueError(f"weights must be one or {self._agents}, got {len(each)}")
+        each = [weights] if isinstance(weights, RewardWeights) else list(weights)
+        vehicles = len(self._rows)
+        if len(each) not in (1, self._agents, vehicles):
+            raise ValueError(f"weights must be one, {self._agents} or {vehicles}, got {len(each)}")
         filled = self._rows[:, : min(self._added, self._slots)]
         for vehicle, rows in enumerate(filled):
             _, _, privileged, next_privileged, action, _, terminated, _ = rows.split(_COLUMNS, -1)
             rows[:, _REWARD] = self._relabel(
-                privileged, action, next_privileged, each[vehicle // self.num_envs], terminated[:, 0] > 0
+                privileged,
+                action,
+                next_privileged,
+                each[vehicle * len(each) // vehicles],
+                terminated[:, 0] > 0,
             )

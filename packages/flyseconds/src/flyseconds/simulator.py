@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flyseconds._checks import not_negative, positive
 from flyseconds.parameters import Constants, QuadrotorParams, rotor_speed
 from flyseconds.state import (
     ACTION_DIM,
@@ -18,7 +19,7 @@ from flyseconds.state import (
     RPM,
     VELOCITY,
     QuadState,
-    check_count,
+    check_state,
 )
 
 ActionMode = Literal["rpm", "thrust", "collective_rates"]
@@ -33,10 +34,10 @@ def _derivative(motion: Tensor, disturbance: Tensor, rpm_command: Tensor, consta
     angular_velocity, rpm = motion[ANGULAR_VELOCITY], motion[RPM]
     c0, c1, c2 = constants.thrust_coefficients.unbind(0)
     thrust = (c2 * rpm + c1) * rpm + c0
-    if constants.mixing.ndim == 2:
-        wrench = constants.mixing @ thrust
-    else:
-        wrench = (constants.mixing * thrust).sum(1)
+    mixing = constants.mixing
+    if mixing.ndim == 2 and torch.compiler.is_compiling():
+        mixing = mixing[..., None]  # a sum is fused with what stands around it, a product of matrices is not
+    wrench = mixing @ thrust if mixing.ndim == 2 else (mixing * thrust).sum(1)
     force, torque = wrench[:3], wrench[3:]
 
     # R(q) F = F + 2 w (u x F) + 2 u x (u x F) for q = (w, u)
@@ -113,20 +114,25 @@ def dynamics(state: QuadState, rpm_command: Tensor, params: QuadrotorParams) -> 
     Raises:
         ValueError: If `params` or `rpm_command` are of another number of vehicles.
 
-    Example:
+    Examples:
         >>> params = QuadrotorParams.crazyflie_paper()
         >>> falling = dynamics(QuadState.create(), torch.zeros(1, 4), params)
         >>> round(falling[0, 9].item(), 2)
         -9.81
     """
-    check_count(params, state.num_vehicles)
-    _check_action("rpm_command", rpm_command, state.num_vehicles)
+    check_state(params, state)
+    rpm_command = checked("rpm_command", rpm_command, state)
     return _derivative(state.motion, state.disturbance, rpm_command.mT, params.constants).mT
 
 
-def _check_action(name: str, action: Tensor, num_vehicles: int) -> None:
-    if action.shape != (num_vehicles, ACTION_DIM):
-        raise ValueError(f"{name} must have shape ({num_vehicles}, {ACTION_DIM}), got {tuple(action.shape)}")
+def checked(name: str, action: Tensor, state: QuadState) -> Tensor:
+    """One action per vehicle, in the dtype of the state: a policy under autocast gives another."""
+    if not isinstance(action, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(action).__name__}")
+    shape = (state.num_vehicles, ACTION_DIM)
+    if action.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(action.shape)}")
+    return action.to(state.motion.dtype)
 
 
 # --- one step --------------------------------------------------------------------------------------
@@ -150,7 +156,7 @@ def step(
 
     Args:
         state: State of B vehicles.
-        action: (B, 4), see `action_mode`.
+        action: (B, 4), see `action_mode`; in any dtype, and becomes that of the state.
         params: Parameters of one vehicle or of B.
         dt: Time step, in s.
         integrator: `"rk4"`, `"euler"`, or a function with the signature of `rk4`, such as
@@ -165,9 +171,11 @@ def step(
         The next state. No input is changed.
 
     Raises:
-        ValueError: If a shape does not fit, `dt` is not positive or a name is unknown.
+        TypeError: If `action` is not a tensor.
+        ValueError: If a shape, or the dtype or device of `params` does not fit, `dt` is not positive or a name
+            is unknown.
 
-    Example:
+    Examples:
         >>> params = QuadrotorParams.crazyflie_paper(dtype=torch.float64)
         >>> rotors = torch.full((4,), 14476.0)
         >>> state = QuadState.create(2, rpm=rotors, dtype=torch.float64)
@@ -175,17 +183,30 @@ def step(
         >>> bool(state.velocity.abs().max() < 1e-3)
         True
     """
-    if not dt > 0:
-        raise ValueError(f"dt must be positive, got {dt}")
-    check_count(params, state.num_vehicles)
-    _check_action("action", action, state.num_vehicles)
-    integrate = _INTEGRATORS.get(integrator) if isinstance(integrator, str) else integrator
-    if integrate is None:
-        raise ValueError(f"integrator must be 'rk4', 'euler' or a function, got {integrator!r}")
+    positive("dt", dt)
+    not_negative("action_noise", action_noise)
+    check_state(params, state)
+    action = checked("action", action, state)
     received = action
     if action_noise:
         noise = torch.randn(action.shape, generator=generator, dtype=action.dtype, device=action.device)
         received = action + action_noise * noise
+    return advanced(state, action, received, params, dt, integrator, action_mode)
+
+
+def advanced(
+    state: QuadState,
+    action: Tensor,
+    received: Tensor,
+    params: QuadrotorParams,
+    dt: float,
+    integrator: Literal["rk4", "euler"] | Integrator,
+    action_mode: ActionMode,
+) -> QuadState:
+    """`step` without its checks and its noise: vehicles chose `action` and `received` another, (B, 4) both."""
+    integrate = _INTEGRATORS.get(integrator) if isinstance(integrator, str) else integrator
+    if integrate is None:
+        raise ValueError(f"integrator must be 'rk4', 'euler' or a function, got {integrator!r}")
     command = rpm_command(state, received, params, action_mode).mT
     motion = integrate(state.motion, state.disturbance, command, params.constants, dt)
     return QuadState(_limited(motion, params.constants), state.disturbance, state.history.append(action.mT))
@@ -225,14 +246,14 @@ def rpm_command(
         (B, 4), within the limits of the rotor speeds.
 
     Raises:
-        ValueError: If the mode is unknown.
+        ValueError: If the shape does not fit or the mode is unknown.
 
-    Example:
+    Examples:
         >>> params = QuadrotorParams.crazyflie_paper()
         >>> rpm_command(QuadState.create(), torch.zeros(1, 4), params)[0, 0].item()
         10851.0
     """
-    action = action.clamp(-1, 1)
+    action = checked("action", action, state).clamp(-1, 1)
     low, high = params.rpm_min[..., None], params.rpm_max[..., None]
     if mode == "rpm":
         return low + (action + 1) / 2 * (high - low)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flyseconds._checks import count, not_negative
 from flyseconds._history import ActionHistory
 from flyseconds.parameters import QuadrotorParams
 
@@ -33,7 +34,7 @@ class QuadState:
         disturbance: (6, B): constant force (world frame, N) and torque (body frame, N m).
         history: The last commands.
 
-    Example:
+    Examples:
         >>> state = QuadState.create(3, position=torch.tensor([0.0, 0.0, 0.1]))
         >>> state.position.shape, state.action_history.shape
         (torch.Size([3, 3]), torch.Size([3, 32, 4]))
@@ -83,6 +84,8 @@ class QuadState:
             ValueError: If a shape does not fit or a quaternion has zero norm.
         """
         like: dict[str, Any] = {"dtype": dtype, "device": device}
+        num_vehicles = count("num_vehicles", num_vehicles)
+        history_length = count("history_length", history_length, 0)
 
         def rows(name: str, value: Tensor | None, default: list[float]) -> Tensor:
             value = torch.tensor(default, **like) if value is None else torch.as_tensor(value).to(**like)
@@ -93,8 +96,8 @@ class QuadState:
 
         quaternion = rows("orientation", orientation, [1.0, 0.0, 0.0, 0.0])
         norm = torch.linalg.vector_norm(quaternion, dim=0)
-        if not bool((norm > 0).all()):
-            raise ValueError("orientation must be quaternions of positive norm, got one of norm 0")
+        if not bool(((norm > 0) & norm.isfinite()).all()):
+            raise ValueError(f"orientation must be quaternions of positive norm, got norms {norm.tolist()}")
         zero3, zero4 = [0.0] * 3, [0.0] * 4
         motion = [
             rows("position", position, zero3),
@@ -104,6 +107,8 @@ class QuadState:
             rows("rpm", rpm, zero4),
         ]
         wrench = [rows("force", force, zero3), rows("torque", torque, zero3)]
+        if action_history is not None:
+            action_history = torch.as_tensor(action_history)
         if action_history is None:
             history = ActionHistory.constant(history_length, torch.zeros(ACTION_DIM, num_vehicles, **like))
         elif action_history.ndim != 3 or action_history.shape[::2] != (num_vehicles, ACTION_DIM):
@@ -202,9 +207,8 @@ class InitSpec:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "action" and not value >= 0:
-                raise ValueError(f"{field.name} must be at least 0, got {value}")
+            if field.name != "action":
+                not_negative(field.name, getattr(self, field.name))
         if self.guidance > 1:
             raise ValueError(f"guidance must be at most 1, got {self.guidance}")
         if not -1 <= self.action <= 1:
@@ -238,20 +242,32 @@ def sample_initial(
     Raises:
         ValueError: If n < 1 or `params` are of another number of vehicles.
 
-    Example:
+    Examples:
         >>> params = QuadrotorParams.crazyflie_paper()
         >>> state = sample_initial(params, 100, generator=torch.Generator().manual_seed(0))
         >>> bool((state.position.abs() <= 0.2).all())
         True
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    n, history_length = count("n", n), count("history_length", history_length, 0)
     check_count(params, n)
-    spec = InitSpec() if spec is None else spec
+    uniform, normal = initial_draws(params, n, generator)
+    return initial_state(params, uniform, normal, InitSpec() if spec is None else spec, history_length)
+
+
+def initial_draws(
+    params: QuadrotorParams, n: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """What `initial_state` makes n states of: (11, n) uniform on [0, 1], (9, n) normal."""
     like: dict[str, Any] = {"dtype": params.mass.dtype, "device": params.mass.device}
     uniform = torch.rand(11, n, generator=generator, **like)
-    normal = torch.randn(9, n, generator=generator, **like)
+    return uniform, torch.randn(9, n, generator=generator, **like)
 
+
+def initial_state(
+    params: QuadrotorParams, uniform: Tensor, normal: Tensor, spec: InitSpec, history_length: int
+) -> QuadState:
+    """`sample_initial` from numbers that have been drawn, by `initial_draws`."""
+    n = uniform.shape[1]
     guided = uniform[0] < spec.guidance
     cube = 2 * uniform[1:10] - 1
     axis = normal[:3] / torch.linalg.vector_norm(normal[:3], dim=0)
@@ -270,7 +286,7 @@ def sample_initial(
     ])  # fmt: skip
     weight = params.mass * torch.linalg.vector_norm(params.gravity, dim=-1)
     disturbance = torch.cat([spec.force_std * weight * normal[3:6], spec.torque_std * weight * normal[6:]])
-    history = ActionHistory.constant(history_length, torch.full((ACTION_DIM, n), spec.action, **like))
+    history = ActionHistory.constant(history_length, motion.new_full((ACTION_DIM, n), spec.action))
     return QuadState(motion, disturbance, history)
 
 
@@ -281,6 +297,15 @@ def _rotation_angle(uniform: Tensor, max_angle: float) -> Tensor:
     for _ in range(5):
         angle = angle - (angle - angle.sin() - share) / (1 - angle.cos()).clamp_min(1e-12)
     return angle.to(uniform.dtype)
+
+
+def check_state(params: QuadrotorParams, state: QuadState) -> None:
+    """Raise ValueError unless parameters and state fit in number, dtype and device."""
+    check_count(params, state.num_vehicles)
+    for name in ("dtype", "device"):
+        mine, theirs = getattr(params.mass, name), getattr(state.motion, name)
+        if mine != theirs:
+            raise ValueError(f"params must have the {name} of the state, {theirs}, got {mine}")
 
 
 def check_count(params: QuadrotorParams, n: int) -> None:

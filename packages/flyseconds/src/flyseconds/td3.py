@@ -1,101 +1,19 @@
-"""Asymmetric TD3: small networks in stacks, and the agent that learns with them."""
+"""Asymmetric TD3: the agent and what it learns from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from flyseconds._checks import count, not_negative, positive
+from flyseconds.networks import StackedMLP
 from flyseconds.state import ACTION_DIM, HISTORY_LENGTH
 from flyseconds.task import POSE_DIM, PRIVILEGED_DIM
-
-# --- networks --------------------------------------------------------------------------------------
-
-
-class _Tanh(torch.autograd.Function):
-    """tanh(x) = 2 sigmoid(2 x) - 1: equal to 1e-7, and a multiple faster than torch.tanh on a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = (2 * x).sigmoid_().mul_(2).sub_(1)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return torch.ops.aten.tanh_backward(gradient, y)
-
-
-class StackedMLP(nn.Module):
-    """N multilayer perceptrons of one shape, evaluated by one batched matrix product per layer.
-
-    Hidden layers are tanh; weights and biases begin as those of `torch.nn.Linear`.
-
-    Args:
-        num_networks: N.
-        sizes: Widths of all layers, the input's first.
-        final_tanh: Whether the output is limited to [-1, 1] by tanh.
-        generator: Source of the initial weights; torch's global one if None.
-        device: Of the parameters.
-        dtype: Of the parameters.
-
-    Example:
-        >>> networks = StackedMLP(3, [5, 8, 2])
-        >>> networks(torch.zeros(3, 10, 5)).shape
-        torch.Size([3, 10, 2])
-    """
-
-    def __init__(
-        self,
-        num_networks: int,
-        sizes: Sequence[int],
-        *,
-        final_tanh: bool = False,
-        generator: torch.Generator | None = None,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.final_tanh = final_tanh
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for fan_in, fan_out in pairwise(sizes):
-            for parameters, rows in ((self.weights, fan_in), (self.biases, 1)):
-                values = torch.empty(num_networks, rows, fan_out, device=device, dtype=dtype)
-                parameters.append(
-                    nn.Parameter(values.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator))
-                )
-
-    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        """Map (N, B, sizes[0]) to (N, B, sizes[-1]); with `first` only the first of the networks."""
-        last = len(self.weights) - 1
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias[:first], x, weight[:first])
-            if index < last or self.final_tanh:
-                x = _Tanh.apply(x)
-        return x
-
-    def network(self, index: int) -> nn.Sequential:
-        """A copy of one network as plain torch layers."""
-        layers: list[nn.Module] = []
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            _, fan_in, fan_out = weight.shape
-            # Not nn.Linear(...) itself: its initialisation would draw from the global generator.
-            linear = skip_init(nn.Linear, fan_in, fan_out, device=weight.device, dtype=weight.dtype)
-            with torch.no_grad():
-                linear.weight.copy_(weight[index].mT)
-                linear.bias.copy_(bias[index, 0])
-            layers += [linear, nn.Tanh()]
-        return nn.Sequential(*(layers if self.final_tanh else layers[:-1]))
-
-
-# --- agent -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +55,8 @@ class TD3Agent(nn.Module):
         critic_input: What the critics see: `"privileged"` (asymmetric) or `"observation"` (symmetric).
         hidden: Widths of the hidden layers of all networks.
         learning_rate: Of AdamW, for all networks.
-        weight_decay: Of AdamW, on weights and not on biases. The official code has the same number, but its
-            optimizer does not multiply it by the learning rate: it shrinks weights by 0.5e-4 per update,
-            which at 1e-3 would be 0.05 here.
+        weight_decay: Of AdamW, on weights and not on biases; at each update weights shrink by its product with
+            the learning rate. The official code shrinks them by 0.5e-4 whatever the learning rate.
         discount: gamma.
         polyak: Share of the networks that enters the target networks at each update.
         target_noise: Standard deviation of the noise on target actions.
@@ -153,12 +70,13 @@ class TD3Agent(nn.Module):
         dtype: Of the networks.
 
     Attributes:
-        noise_scale: Factor on exploration noise, target noise and its clip, 1 at first.
+        noise_scale: Factor on exploration noise, target noise and its clip, 1 at first. `train` sets it; it is
+            not in the `state_dict`, nor are the optimizers: `training_state` has all.
 
     Raises:
         ValueError: If a number is out of its range or `critic_input` is unknown.
 
-    Example:
+    Examples:
         >>> agent = TD3Agent(146, 28, 4, generator=torch.Generator().manual_seed(0))
         >>> agent.act(torch.zeros(10, 146)).shape
         torch.Size([10, 4])
@@ -176,7 +94,7 @@ class TD3Agent(nn.Module):
         critic_input: Literal["privileged", "observation"] = "privileged",
         hidden: Sequence[int] = (64, 64),
         learning_rate: float = 1e-3,
-        weight_decay: float = 1e-4,
+        weight_decay: float = 0.05,
         discount: float = 0.99,
         polyak: float = 0.005,
         target_noise: float = 0.2,
@@ -189,10 +107,15 @@ class TD3Agent(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("actor_dim", actor_dim), ("critic_dim", critic_dim), ("action_dim", action_dim)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if num_agents is not None and num_agents < 1:
-            raise ValueError(f"num_agents must be None or at least 1, got {num_agents}")
+            count(name, size)
+        if num_agents is not None:
+            count("num_agents", num_agents)
+        for name, number in (
+            ("weight_decay", weight_decay), ("target_noise", target_noise),
+            ("target_noise_clip", target_noise_clip), ("exploration_noise", exploration_noise),
+        ):  # fmt: skip
+            not_negative(name, number)
+        positive("learning_rate", learning_rate)
         if critic_input not in ("privileged", "observation"):
             raise ValueError(f"critic_input must be 'privileged' or 'observation', got {critic_input!r}")
         if critic_input == "observation" and critic_dim != actor_dim:
@@ -205,6 +128,7 @@ class TD3Agent(nn.Module):
         self.num_agents = num_agents
         self.critic_input = critic_input
         self.discount = discount
+        self.polyak = polyak
         self.target_noise = target_noise
         self.target_noise_clip = target_noise_clip
         self.exploration_noise = exploration_noise
@@ -212,30 +136,29 @@ class TD3Agent(nn.Module):
         self.generator = generator
         self.visible: Tensor | None
 
-        count = 1 if num_agents is None else num_agents
+        agents = 1 if num_agents is None else num_agents
         actor_sizes = [actor_dim, *hidden, action_dim]
         critic_sizes = [critic_dim + action_dim, *hidden, 1]
         make: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
-        self.actor = StackedMLP(count, actor_sizes, final_tanh=True, **make)
-        self.register_buffer("visible", None if visible is None else self._hide(visible, count))
-        self.critics = StackedMLP(2 * count, critic_sizes, **make)  # the first critic of all agents first
-        self.target_actor = StackedMLP(count, actor_sizes, final_tanh=True, **make).requires_grad_(False)
-        self.target_critics = StackedMLP(2 * count, critic_sizes, **make).requires_grad_(False)
+        self.actor = StackedMLP(agents, actor_sizes, final_tanh=True, **make)
+        self.register_buffer("visible", None if visible is None else self._hide(visible, agents))
+        self.critics = StackedMLP(2 * agents, critic_sizes, **make)  # the first critic of all agents first
+        self.target_actor = StackedMLP(agents, actor_sizes, final_tanh=True, **make).requires_grad_(False)
+        self.target_critics = StackedMLP(2 * agents, critic_sizes, **make).requires_grad_(False)
         self.target_actor.load_state_dict(self.actor.state_dict())
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.actor_optimizer = _adamw(self.actor, learning_rate, weight_decay)
         self.critic_optimizer = _adamw(self.critics, learning_rate, weight_decay)
-        self._average = get_ema_multi_avg_fn(1 - polyak)
 
     @torch.no_grad()
-    def _hide(self, visible: Tensor, count: int) -> Tensor:
+    def _hide(self, visible: Tensor, agents: int) -> Tensor:
         """Prepare the actors for their visible inputs; gives a factor (A, 1, D) on observations."""
-        if visible.dtype != torch.bool or visible.shape not in ((self.actor_dim,), (count, self.actor_dim)):
-            shapes = f"({self.actor_dim},) or ({count}, {self.actor_dim})"
+        if visible.dtype != torch.bool or visible.shape not in ((self.actor_dim,), (agents, self.actor_dim)):
+            shapes = f"({self.actor_dim},) or ({agents}, {self.actor_dim})"
             raise ValueError(
                 f"visible must be booleans of shape {shapes}, got {visible.dtype} of {tuple(visible.shape)}"
             )
-        factor = visible.to(self.actor.weights[0]).expand(count, -1)[:, None]
+        factor = visible.to(self.actor.weights[0]).expand(agents, -1)[:, None]
         growth = (self.actor_dim / factor.sum(-1, keepdim=True).clamp_min(1)).sqrt()
         self.actor.weights[0].mul_(growth * factor.mT)
         self.actor.biases[0].mul_(growth)
@@ -283,8 +206,8 @@ class TD3Agent(nn.Module):
             noise = self.noise_scale * self.target_noise * self._normal(action)
             action = (action + noise.clamp_(-clip, clip)).clamp_(-1, 1)
             value = self._values(self.target_critics, next_critic_input, action).amin(0)
-            future = self.discount * (~self._with_agents(batch.terminated, 1)) * value
-            target = self._with_agents(batch.reward, 1) + future
+            terminated = self._with_agents(batch.terminated, 1).bool()
+            target = self._with_agents(batch.reward, 1) + self.discount * value.masked_fill(terminated, 0)
         values = self._values(self.critics, critic_input, self._with_agents(batch.action))
         losses = (values - target).square().mean(2).sum(0)
         _descend(losses.sum(), self.critics, self.critic_optimizer)
@@ -307,6 +230,44 @@ class TD3Agent(nn.Module):
         self._follow(self.target_actor, self.actor)
         return self._without_agents(losses.detach())
 
+    def training_state(self) -> dict[str, Any]:
+        """Everything that training goes on from: networks, both optimizers, noise and generator.
+
+        `torch.save` keeps it, and `torch.load` reads it with `weights_only=True`. The `state_dict` holds the networks
+        alone.
+        """
+        return {
+            "networks": self.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "noise_scale": self.noise_scale,
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `training_state`, of an agent made with the same arguments.
+
+        Args:
+            state: From `training_state`.
+
+        Raises:
+            ValueError: If an entry is missing, or one of the two has a generator and the other has none.
+            RuntimeError: If the networks are others.
+        """
+        names = {"networks", "actor_optimizer", "critic_optimizer", "noise_scale", "generator"}
+        if missing := names - state.keys():
+            raise ValueError(f"state must hold {sorted(names)}, {sorted(missing)} are missing")
+        if (state["generator"] is None) != (self.generator is None):
+            raise ValueError(
+                "state must be of an agent with a generator if this one has one, and without if not"
+            )
+        self.load_state_dict(state["networks"])
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.noise_scale = state["noise_scale"]
+        if self.generator is not None:
+            self.generator.set_state(state["generator"].cpu())
+
     def _critic_inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if self.critic_input == "privileged":
             return self._with_agents(batch.privileged), self._with_agents(batch.next_privileged)
@@ -319,7 +280,8 @@ class TD3Agent(nn.Module):
 
     @torch.no_grad()
     def _follow(self, target: StackedMLP, source: StackedMLP) -> None:
-        self._average(list(target.parameters()), list(source.parameters()), 1)
+        average = get_ema_multi_avg_fn(1 - self.polyak)
+        average(list(target.parameters()), list(source.parameters()), 1)
 
     def _normal(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
