@@ -41,6 +41,28 @@ def test_settings(options, message):
         AnalyticClassifier(**{"in_features": 3, **options})
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AnalyticClassifier(3, gamma="1"), "gamma must be a number, got '1'"),
+        (lambda: AnalyticClassifier(3, gamma=None), "gamma must be a number, got None"),
+        (lambda: AnalyticClassifier(3, feature_checksum=1.5), "feature_checksum must be an integer, got 1.5"),
+        (lambda: suggest_gamma(X, Y, 1.0), "grid must be a sequence of numbers, got 1.0"),
+        (lambda: suggest_gamma(X, Y, ["a"]), "grid must be a number, got 'a'"),
+        (lambda: suggest_gamma(X, Y, [1.0], folds=2.5), "folds must be an integer, got 2.5"),
+        (lambda: si_blurry(torch.arange(8), 2.5), "num_tasks must be an integer, got 2.5"),
+        (lambda: si_blurry(torch.arange(8), disjoint_ratio="a"), "disjoint_ratio must be a number, got 'a'"),
+        (lambda: si_blurry(torch.arange(8), blurry_ratio=None), "blurry_ratio must be a number, got None"),
+        (lambda: RandomBuffer(3, 5, activation="relu"), "activation must be a function of a tensor"),
+        (lambda: GACIL(lambda x: x, 3, 5), "backbone must be a torch.nn.Module, got function"),
+        (lambda: GACIL(nn.Identity(), 3, 5.0), "buffer_size must be an integer, got 5.0"),
+    ],
+)
+def test_arguments_of_another_kind(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
 @pytest.mark.parametrize("method", ["partial_fit", "forget"])
 @pytest.mark.parametrize(
     ("x", "y", "weight", "error", "message"),
@@ -48,7 +70,13 @@ def test_settings(options, message):
         (X[0], Y, None, ValueError, r"x must have shape \(n, 3\), got \(3,\)"),
         (X[:, :2], Y, None, ValueError, r"x must have shape \(n, 3\), got \(2, 2\)"),
         (X.long(), Y, None, TypeError, "x must be floating-point features, got torch.int64"),
-        (torch.tensor([[NAN, 0, INF], [0, 0, 0]]), Y, None, ValueError, "x must be finite, got 2 values"),
+        (
+            torch.tensor([[NAN, 0, INF], [0, 0, 0]]),
+            Y,
+            None,
+            ValueError,
+            "x must be finite in torch.float64, got 2 values",
+        ),
         (X, Y[:1], None, ValueError, r"y must have 2 rows, as many as x, got shape \(1,\)"),
         (X, Y - 1, None, ValueError, "y must hold labels >= 0, got -1"),
         (X, Y.float(), None, TypeError, "y must hold integer labels, got torch.float32"),
@@ -98,7 +126,7 @@ def test_what_was_not_learnt_cannot_be_forgotten(classifier, x, y, message):
         (4, {}, "same in_features, got 3 and 4"),
         (3, {"gamma": 0.2}, "same gamma, got 0.1 and 0.2"),
         (3, {"bias": True}, "same bias, got False and True"),
-        (3, {"feature_checksum": 5}, "same feature_checksum, got 0 and 5"),
+        (3, {"feature_checksum": 5}, "same feature_checksum; the features come from another random layer"),
     ],
 )
 def test_only_like_classifiers_merge(classifier, width, options, message):
@@ -121,31 +149,15 @@ def test_prediction(classifier):
         classifier.gamma = -2.0
 
 
-def test_ill_conditioned_systems_come_with_advice():
-    rows = 1e4 * torch.ones(50, 3) + torch.eye(50, 3)
-    labels = torch.arange(50) % 2
-    gram = AnalyticClassifier(3, gamma=1e-9, dtype=torch.float32).partial_fit(rows, labels)
-    with pytest.raises(RuntimeError, match=r"raise gamma .* or use torch\.float64"):
-        _ = gram.weight
-    recursive = AnalyticClassifier(3, gamma=1e-9, dtype=torch.float32, engine="recursive")
-    with pytest.raises(RuntimeError, match=r"raise gamma, use torch\.float64 or engine='gram'"):
-        recursive.partial_fit(rows, labels)
-
-
-def test_the_interpolation_peak_is_warned_of():
-    x = torch.randn(20, 20, generator=torch.Generator().manual_seed(0))
-    classifier = AnalyticClassifier(20, gamma=1e-9).partial_fit(x, torch.arange(20) % 2)
-    with pytest.warns(UserWarning, match="20 samples for 20 features .* interpolation peak"):
-        _ = classifier.weight
-    _ = AnalyticClassifier(20, gamma=1e-3).partial_fit(x, torch.arange(20) % 2).weight  # no warning
-    _ = AnalyticClassifier(20, gamma=1e-9).partial_fit(x[:10], torch.arange(10) % 2).weight
-
-
 def test_layer_sizes():
     with pytest.raises(ValueError, match="in_features must be at least 1, got 0"):
         RandomBuffer(0, 5)
     with pytest.raises(ValueError, match="out_features must be at least 1, got -3"):
         RandomBuffer(5, -3)
+    with pytest.raises(ValueError, match="buffer_size must be at least 1, got 0"):
+        GACIL(nn.Identity(), 3, 0)
+    with pytest.raises(ValueError, match=r"dtype must be a floating-point torch.dtype, got torch\.int64"):
+        RandomBuffer(3, 5, dtype=torch.long)
 
 
 def test_the_step_checks_its_shapes():
@@ -163,6 +175,10 @@ def test_the_step_checks_its_shapes():
         gacil_update(weight, inverse, X, torch.ones(2, 3), exposed)
     with pytest.raises(ValueError, match=r"weight must be \(M, exposed classes\) = \(3, 1\), got \(3, 2\)"):
         gacil_update(torch.zeros(3, 2), inverse, X, targets, exposed)
+    with pytest.raises(TypeError, match="weight, inverse and x must all be"):
+        gacil_update(weight, inverse, X.double(), targets, exposed)
+    with pytest.raises(RuntimeError, match="inverse must be positive definite"):
+        gacil_update(weight, -inverse, X, targets, exposed)
 
 
 def test_joint_solution():
@@ -176,6 +192,7 @@ def test_joint_solution():
     ("options", "message"),
     [
         ({"grid": [1.0, 0.0]}, "grid must be above 0 and finite, got 0.0"),
+        ({"x": X[:1], "y": Y[:1], "folds": None}, "x must hold at least two samples, got 1"),
         ({"grid": []}, "grid must hold at least one candidate"),
         ({"folds": 1}, r"folds must be in 2\.\.N = 2\.\.2 or None, got 1"),
         ({"folds": 3}, r"folds must be in 2\.\.N = 2\.\.2 or None, got 3"),
@@ -183,7 +200,7 @@ def test_joint_solution():
 )
 def test_suggest_gamma(options, message):
     with pytest.raises(ValueError, match=message):
-        suggest_gamma(X, Y, **{"grid": [1.0], "folds": 2, **options})
+        suggest_gamma(**{"x": X, "y": Y, "grid": [1.0], "folds": 2, **options})
 
 
 @pytest.mark.parametrize(

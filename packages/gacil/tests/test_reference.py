@@ -117,7 +117,7 @@ def test_recursion_is_the_literal_update_formula(data):
     x, y = data
     classifier = AnalyticClassifier(40, gamma=0.1, engine="recursive")
     inverse, weight = torch.eye(40, dtype=torch.float64) / 0.1, torch.zeros(40, 6, dtype=torch.float64)
-    for rows in torch.arange(300).split(32):
+    for rows in torch.arange(300).split(50):
         features, targets = x[rows], one_hot(y[rows], 6).double()
         kernel = torch.inverse(torch.eye(len(rows), dtype=torch.float64) + features @ inverse @ features.T)
         inverse = inverse - inverse @ features.T @ kernel @ features @ inverse
@@ -307,15 +307,6 @@ def test_float32_recursion_is_closer_than_the_literal_formula():
     ours, theirs = (float((found - expected).abs().max()) for found in (classifier.weight, weight))
     assert ours < 1e-4
     assert ours < theirs / 5
-
-
-def test_torch_compile_changes_nothing(data):
-    x, y = data
-    layer = RandomBuffer(40, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    classifier = AnalyticClassifier(30).partial_fit(layer(x), y)
-    expected = classifier(layer(x))
-    compiled = torch.compile(lambda features: classifier(layer(features)), backend="eager")
-    torch.testing.assert_close(compiled(x), expected)
 
 
 def test_modules_that_hold_a_classifier_may_be_moved_but_not_halved(data):

@@ -2,10 +2,12 @@
 
 from importlib.metadata import version as _version
 
+from gacil.buffer import RandomBuffer
 from gacil.classifier import AnalyticClassifier
-from gacil.engines import Statistics
-from gacil.model import GACIL, RandomBuffer
-from gacil.ridge import GacilStep, GammaChoice, gacil_update, joint_solution, suggest_gamma
+from gacil.gamma import GammaChoice, suggest_gamma
+from gacil.model import GACIL
+from gacil.ridge import GacilStep, gacil_update, joint_solution
+from gacil.statistics import Statistics
 from gacil.streams import StreamMetrics, si_blurry, stream_metrics
 
 __all__ = [

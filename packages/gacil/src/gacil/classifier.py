@@ -9,8 +9,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gacil.engines import GramEngine, RecursiveEngine, Statistics, fit_buffers
-from gacil.ridge import as_targets, check_features, check_gamma, exact_arithmetic
+from gacil.agreement import Identity, check_alike, check_ranks_agree
+from gacil.checks import (
+    MAX_CLASSES,
+    as_gamma,
+    as_integer,
+    as_size,
+    as_targets,
+    check_dtype,
+    check_features,
+    check_labels,
+    check_scale,
+    checked_weights,
+    finite_features,
+)
+from gacil.engines import GramEngine, RecursiveEngine
+from gacil.ridge import exact_arithmetic
+from gacil.state import check_state, fit_buffers, leave_inference_mode
+from gacil.statistics import Statistics
 
 _ENGINES: dict[str, type[GramEngine] | type[RecursiveEngine]] = {
     "gram": GramEngine,
@@ -43,11 +59,14 @@ class AnalyticClassifier(nn.Module):
             float64) and of all arithmetic.
         feature_checksum: Names the map that made the features, e.g. `RandomBuffer.checksum()`; `merge` and
             `all_reduce` refuse to add statistics with different ones.
+        max_classes: Labels from here on are taken for a mistake; None lets all through. There is a column
+            of M numbers for every label up to the largest.
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If gamma is not a number, or a size or `feature_checksum` not an integer.
 
-    Example:
+    Examples:
         >>> classifier = AnalyticClassifier(2, gamma=1.0)
         >>> classifier = classifier.partial_fit(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
         >>> classifier = classifier.partial_fit(torch.tensor([[1.0, 1.0]]), torch.tensor([1]))
@@ -72,20 +91,21 @@ class AnalyticClassifier(nn.Module):
         bias: bool = False,
         dtype: torch.dtype = torch.float64,
         feature_checksum: int = 0,
+        max_classes: int | None = MAX_CLASSES,
     ) -> None:
         super().__init__()
-        if in_features < 1:
-            raise ValueError(f"in_features must be at least 1, got {in_features}")
-        check_gamma(gamma)
         if engine not in _ENGINES:
             raise ValueError(f"engine must be one of {sorted(_ENGINES)}, got {engine!r}")
-        _check_dtype(dtype)
-        self.in_features = in_features
-        self.has_bias = bias
-        self.engine: GramEngine | RecursiveEngine = _ENGINES[engine](in_features + bias, gamma, dtype)
+        check_dtype(dtype)
+        self.in_features = as_size("in_features", in_features)
+        self.has_bias = bool(bias)
+        self.max_classes = None if max_classes is None else as_size("max_classes", max_classes)
+        width = self.in_features + self.has_bias
+        self.engine: GramEngine | RecursiveEngine = _ENGINES[engine](width, as_gamma(gamma), dtype)
+        checksum = as_integer("feature_checksum", feature_checksum)
         self.register_buffer("class_counts", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("num_samples", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("feature_checksum", torch.tensor(feature_checksum, dtype=torch.int64))
+        self.register_buffer("feature_checksum", torch.tensor(checksum, dtype=torch.int64))
         for name in _SYNCED:  # what all ranks shared after the last all_reduce; None before the first
             self.register_buffer(name, None)
 
@@ -102,13 +122,14 @@ class AnalyticClassifier(nn.Module):
 
         Raises:
             ValueError: If a shape or value is out of range.
-            TypeError: If labels are not integers.
+            TypeError: If an argument is not a tensor, or labels are not integers.
             RuntimeError: If the recursive engine has lost positive definiteness (float32, tiny gamma).
         """
-        with exact_arithmetic(x):
+        with exact_arithmetic(self.num_samples):
             features, targets, counts = self._prepare(x, y, sample_weight)
             if not len(features):
                 return self
+            leave_inference_mode(self)
             self._grow(targets.shape[1])
             self.engine.add(features, _widened(targets, self.num_classes))
             self.class_counts = self.class_counts + _widened(counts, self.num_classes)
@@ -132,12 +153,13 @@ class AnalyticClassifier(nn.Module):
         Raises:
             ValueError: If the samples cannot all have been learnt: more than seen in all or of one class,
                 or X'X + gamma I would become indefinite. Nothing is changed then.
-            TypeError: If labels are not integers.
+            TypeError: If an argument is not a tensor, or labels are not integers.
         """
-        with exact_arithmetic(x):
+        with exact_arithmetic(self.num_samples):
             features, targets, counts = self._prepare(x, y, sample_weight)
             if not len(features):
                 return self
+            leave_inference_mode(self)
             if len(features) > int(self.num_samples):
                 raise ValueError(
                     f"x must hold samples seen before, got {len(features)} after {int(self.num_samples)}"
@@ -164,14 +186,14 @@ class AnalyticClassifier(nn.Module):
                 all others are negative.
 
         Returns:
-            (n, C) scores in the classifier's dtype.
+            (n, C) scores in the classifier's dtype; NaN in rows whose features are not finite.
 
         Raises:
             ValueError: If `x` has the wrong shape.
+            TypeError: If `x` is not a floating-point tensor.
             RuntimeError: If X'X + gamma I is too ill-conditioned for the dtype.
         """
-        if x.ndim != 2 or x.shape[1] != self.in_features:
-            raise ValueError(f"x must have shape (n, {self.in_features}), got {tuple(x.shape)}")
+        check_features(x, self.in_features)
         weight = self._full_weight()
         with torch.autocast(x.device.type, enabled=False):
             scores = x.to(weight.dtype) @ weight[: self.in_features]
@@ -189,17 +211,34 @@ class AnalyticClassifier(nn.Module):
             (n,) int64 labels.
 
         Raises:
-            ValueError: If `x` has the wrong shape.
+            ValueError: If `x` has the wrong shape, is not finite or so large that its scores are not.
+            TypeError: If `x` is not a floating-point tensor.
             RuntimeError: If no class has been seen.
         """
+        check_features(x, self.in_features)
+        finite_features(x, self.dtype)
         if not bool(self.seen.any()):
             raise RuntimeError("predict needs at least one class; call partial_fit first")
         with torch.no_grad():
-            return self(x).argmax(1)
+            scores = self(x)
+        count = int((scores.isnan() | (scores == float("inf"))).any(1).sum())
+        if count:
+            raise ValueError(f"x must have finite scores in {self.dtype}, got {count} rows too large for it")
+        return scores.argmax(1)
 
     def score(self, x: Tensor, y: Tensor) -> float:
-        """Share of the samples x (n, M) predicted as their labels y (n,)."""
-        return float((self.predict(x) == y).double().mean())
+        """Share of the samples x (n, M) predicted as their labels y (n,).
+
+        Raises:
+            ValueError: If a shape is wrong, `x` is not finite or there is no sample.
+            TypeError: If an argument is not a tensor, or labels are not integers.
+            RuntimeError: If no class has been seen.
+        """
+        predicted = self.predict(x)
+        check_labels("y", y, len(predicted))
+        if not len(y):
+            raise ValueError("x must hold at least one sample, got none")
+        return float((predicted == y).double().mean())
 
     def merge(self, *others: AnalyticClassifier) -> Self:
         """Add what other classifiers have learnt from other data: federated learning in one exact step.
@@ -212,15 +251,40 @@ class AnalyticClassifier(nn.Module):
 
         Raises:
             ValueError: If width, gamma, bias or feature checksum differ.
+            TypeError: If one is not an `AnalyticClassifier`.
         """
         for other in others:
-            for name, own, their in zip(_IDENTITY, self._identity(), other._identity(), strict=True):
-                if own != their:
-                    raise ValueError(f"classifiers to merge must have the same {name}, got {own} and {their}")
+            if not isinstance(other, AnalyticClassifier):
+                raise TypeError(f"others must be AnalyticClassifiers, got {type(other).__name__}")
+            check_alike(self._identity(), other._identity())
+        return self.add_statistics(*(other.statistics() for other in others))
+
+    def add_statistics(self, *others: Statistics) -> Self:
+        """Add sums over other data, as `statistics` of some classifier gave them.
+
+        Nothing in them tells of which features they are; `merge` does compare.
+
+        Args:
+            others: Statistics of the same features (with a bias: of features and constant).
+
+        Returns:
+            The classifier itself, as if it had learnt from their samples too.
+
+        Raises:
+            ValueError: If the number of features differs, a sum is not finite, or more samples would be taken
+                away than were learnt.
+            TypeError: If one is not a `Statistics`.
+        """
         with exact_arithmetic(self.num_samples):
             total = self.statistics()
             for other in others:
-                total = total + other.statistics().to(total.gram)
+                if not isinstance(other, Statistics):
+                    raise TypeError(f"others must be Statistics, got {type(other).__name__}")
+                if not bool(other.gram.isfinite().all() & other.cross.isfinite().all()):
+                    raise ValueError("statistics must be finite, got sums that are not")
+                total = total + other.to(total.gram)
+            if int(total.num_samples) < 0 or bool((total.class_counts < 0).any()):
+                raise ValueError("statistics must not take away more samples than were learnt")
             self._load(total)
         return self
 
@@ -229,6 +293,8 @@ class AnalyticClassifier(nn.Module):
 
         May be called again and again: only what was learnt since the last call is added up. From the first
         call on that takes a second M x M matrix. Without an initialised process group, nothing happens.
+        What ranks load from one checkpoint counts once only if it was saved after an `all_reduce`; load any
+        other on a single rank, or it is added up as if each rank had learnt it anew.
 
         Args:
             group: The ranks; all if None.
@@ -239,15 +305,21 @@ class AnalyticClassifier(nn.Module):
         Raises:
             ValueError: On every rank, if width, gamma, bias, feature checksum, dtype or the number of samples
                 at the last `all_reduce` differ between ranks.
+            RuntimeError: On every rank, if the recursion of one has lost positive definiteness.
         """
         if not (dist.is_available() and dist.is_initialized()):
             return self
         with exact_arithmetic(self.num_samples):
-            self._check_ranks_agree(group)
-            own, synced = self.statistics(), self._synced()
+            synced_samples = -1 if self._synced() is None else int(self._synced_num_samples)
+            # Nobody may stop before all have met, or the others would wait for ever.
+            own, failure = self._statistics_or_failure()
+            device = self.num_samples.device
+            check_ranks_agree(self._identity(), self.dtype, synced_samples, device, group, failure)
+            assert own is not None
+            synced = self._synced()
             total = own.all_reduced(group) if synced is None else synced + (own - synced).all_reduced(group)
             self._load(total)
-            for name, value in zip(_SYNCED, _tensors(total), strict=True):
+            for name, value in zip(_SYNCED, total.tensors(), strict=True):
                 setattr(self, name, value)
         return self
 
@@ -289,36 +361,43 @@ class AnalyticClassifier(nn.Module):
 
     @gamma.setter
     def gamma(self, value: float) -> None:
-        check_gamma(value)
+        gamma = as_gamma(value)
         with exact_arithmetic(self.num_samples):
-            self.engine.set_gamma(value)
+            self.engine.set_gamma(gamma)
 
     def extra_repr(self) -> str:
         """Sizes and settings, for `repr`."""
         return f"in_features={self.in_features}, num_classes={self.num_classes}, gamma={self.gamma:g}"
 
     def get_extra_state(self) -> Tensor:
-        """Return gamma, part of `state_dict`; a tensor, so that safetensors can hold it."""
-        return torch.tensor(self.gamma, dtype=torch.float64)
+        """Return gamma, width and bias, part of `state_dict`; a tensor, so that safetensors can hold it."""
+        return torch.tensor([self.gamma, self.in_features, self.has_bias], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over gamma from `state_dict`."""
-        self.engine.gamma = float(state)
+        """Take over gamma from `state_dict`; the rest has been compared before."""
+        self.engine.gamma = float(state.flatten()[0])
 
     def _prepare(self, x: Tensor, y: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Check one batch; return features and targets, weighted and in dtype, and samples per class."""
         check_features(x, self.in_features)
-        targets = as_targets(y, x.shape[0])
-        counts = (targets != 0).sum(0)
-        features, targets = x.to(self.dtype), targets.to(self.dtype)
+        self._check_devices(x=x, y=y, sample_weight=sample_weight)
+        targets = as_targets(y, x.shape[0], max_classes=self.max_classes)
+        counted = targets != 0
+        features, targets = finite_features(x, self.dtype), targets.to(self.dtype)
+        check_scale(features)
         if self.has_bias:
             features = nn.functional.pad(features, (0, 1), value=1.0)
         if sample_weight is not None:
-            root = _checked_weights(sample_weight, x.shape[0]).to(self.dtype).sqrt().unsqueeze(1)
+            root = checked_weights(sample_weight, x.shape[0]).to(self.dtype).sqrt().unsqueeze(1)
             kept = root.squeeze(1) > 0
-            features, targets = (features * root)[kept], (targets * root)[kept]
-            counts = (targets != 0).sum(0)
-        return features, targets, counts
+            features, targets, counted = (features * root)[kept], (targets * root)[kept], counted[kept]
+        return features, targets, counted.sum(0)
+
+    def _check_devices(self, **tensors: Any) -> None:
+        own = self.num_samples.device
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Tensor) and tensor.device != own:
+                raise ValueError(f"{name} must be on the classifier's device {own}, got {tensor.device}")
 
     def _grow(self, num_classes: int) -> None:
         if num_classes > self.num_classes:
@@ -326,7 +405,7 @@ class AnalyticClassifier(nn.Module):
             self.class_counts = _widened(self.class_counts, num_classes)
 
     def _full_weight(self) -> Tensor:
-        if isinstance(self.engine, GramEngine) and self.engine.is_stale:
+        if self.engine.is_stale:
             with exact_arithmetic(self.num_samples):
                 self.engine.solve(int(self.num_samples))
         return self.engine.weight
@@ -335,56 +414,30 @@ class AnalyticClassifier(nn.Module):
         self.engine.load(statistics.gram, statistics.cross)
         self.class_counts, self.num_samples = statistics.class_counts, statistics.num_samples
 
+    def _statistics_or_failure(self) -> tuple[Statistics | None, RuntimeError | None]:
+        try:
+            return self.statistics(), None
+        except RuntimeError as failure:
+            return None, failure
+
     def _synced(self) -> Statistics | None:
         tensors = [getattr(self, name) for name in _SYNCED]
         return None if tensors[0] is None else Statistics(*tensors)
 
-    def _identity(self) -> tuple[int, float, bool, int]:
-        return self.in_features, self.gamma, self.has_bias, int(self.feature_checksum)
-
-    def _check_ranks_agree(self, group: dist.ProcessGroup | None) -> None:
-        in_features, gamma, bias, checksum = self._identity()
-        bits = int(torch.tensor(gamma, dtype=torch.float64).view(torch.int64))
-        synced = -1 if self._synced() is None else int(self._synced_num_samples)
-        values = [in_features, bits, bias, checksum, self.dtype.itemsize, synced]
-        low = torch.tensor(values, dtype=torch.int64, device=self.num_samples.device)
-        high = low.clone()
-        dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
-        dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
-        names = (*_IDENTITY, "dtype", "last all_reduce")
-        for name, same in zip(names, (low == high).tolist(), strict=True):
-            if not same:
-                raise ValueError(f"classifiers of all ranks must have the same {name}, got different ones")
+    def _identity(self) -> Identity:
+        return Identity(self.in_features, self.gamma, self.has_bias, int(self.feature_checksum))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        engine = next(name for name, kind in _ENGINES.items() if isinstance(self.engine, kind))
+        check_state(state_dict, prefix, engine, self.in_features, self.has_bias)
         fit_buffers(self, ("class_counts", *_SYNCED), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Half-precision statistics are useless, so `.half()` on a model that holds this one must not pass.
-        _check_dtype(fn(torch.empty(0, dtype=self.dtype, device=self.num_samples.device)).dtype)
+        check_dtype(fn(torch.empty(0, dtype=self.dtype, device=self.num_samples.device)).dtype)
         return super()._apply(fn, recurse)
-
-
-_IDENTITY = ("in_features", "gamma", "bias", "feature_checksum")
-
-
-def _tensors(statistics: Statistics) -> tuple[Tensor, ...]:
-    return statistics.gram, statistics.cross, statistics.class_counts, statistics.num_samples
 
 
 def _widened(values: Tensor, num_classes: int) -> Tensor:
     return nn.functional.pad(values, (0, num_classes - values.shape[-1]))
-
-
-def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-
-
-def _checked_weights(sample_weight: Tensor, num_samples: int) -> Tensor:
-    if sample_weight.shape != (num_samples,):
-        raise ValueError(f"sample_weight must have shape ({num_samples},), got {tuple(sample_weight.shape)}")
-    if not bool((sample_weight.isfinite() & (sample_weight >= 0)).all()):
-        raise ValueError("sample_weight must be finite and non-negative, got values that are not")
-    return sample_weight

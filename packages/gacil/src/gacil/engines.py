@@ -1,83 +1,20 @@
-"""What is kept of the data: its statistics, and the two engines that turn them into weights."""
+"""The two engines that take in samples and give the weight."""
 
 from __future__ import annotations
 
-import functools
-import operator
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from gacil.ridge import solve_regularised
+from gacil.diagnosis import warn_of_factor, warn_of_inverse, warn_of_leverage
+from gacil.ridge import factor_regularised
+from gacil.state import fit_buffers
 
 # Square tiles: small enough to skip nearly half of a symmetric product, large enough for a fast one.
 _TILE = 256
 # A recursive step factors an n x n matrix, so long batches go in pieces (the result is the same).
 _ROWS_PER_STEP = 1024
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """All a ridge classifier knows of its data: sums over samples, so they add, subtract and reduce.
-
-    Args:
-        gram: (M, M) sum of x x', without gamma I.
-        cross: (M, C) sum of x y'.
-        class_counts: (C,) int64, samples with a non-zero target for the class.
-        num_samples: () int64.
-    """
-
-    gram: Tensor
-    cross: Tensor
-    class_counts: Tensor
-    num_samples: Tensor
-
-    @property
-    def num_classes(self) -> int:
-        """Number of columns C."""
-        return self.cross.shape[1]
-
-    def widened(self, num_classes: int) -> Statistics:
-        """Return the same statistics with zero columns up to `num_classes`."""
-        missing = num_classes - self.num_classes
-        pad = functools.partial(nn.functional.pad, pad=(0, missing))
-        return replace(self, cross=pad(self.cross), class_counts=pad(self.class_counts))
-
-    def to(self, like: Tensor) -> Statistics:
-        """Return the same statistics on the device and with the floating dtype of `like`."""
-        counts, num_samples = self.class_counts.to(like.device), self.num_samples.to(like.device)
-        return Statistics(self.gram.to(like), self.cross.to(like), counts, num_samples)
-
-    def __add__(self, other: Statistics) -> Statistics:
-        return self._combined(other, operator.add)
-
-    def __sub__(self, other: Statistics) -> Statistics:
-        return self._combined(other, operator.sub)
-
-    def all_reduced(self, group: dist.ProcessGroup | None = None) -> Statistics:
-        """Return the sum over the ranks of `group`; ranks may have met different numbers of classes."""
-        num_classes = torch.tensor([self.num_classes], device=self.cross.device)
-        dist.all_reduce(num_classes, op=dist.ReduceOp.MAX, group=group)
-        wide = self.widened(int(num_classes))
-        total = [tensor.clone() for tensor in (wide.gram, wide.cross, wide.class_counts, wide.num_samples)]
-        for tensor in total:
-            dist.all_reduce(tensor, group=group)
-        return Statistics(*total)
-
-    def _combined(self, other: Statistics, operation: Any) -> Statistics:
-        num_classes = max(self.num_classes, other.num_classes)
-        left, right = self.widened(num_classes), other.widened(num_classes)
-        return Statistics(
-            operation(left.gram, right.gram),
-            operation(left.cross, right.cross),
-            operation(left.class_counts, right.class_counts),
-            operation(left.num_samples, right.num_samples),
-        )
 
 
 class GramEngine(nn.Module):
@@ -123,11 +60,11 @@ class GramEngine(nn.Module):
     def remove(self, x: Tensor, y: Tensor) -> bool:
         """Take samples out; false, and nothing changed, where that is impossible."""
         gram, cross = _add_gram(self.gram.clone(), x, -1), self.cross - x.mT @ y
-        try:
-            weight = solve_regularised(_mirror(gram.clone()), cross, self.gamma)
-        except RuntimeError:
+        regularised = _mirror(gram.clone())
+        regularised.diagonal().add_(self.gamma)
+        if int(torch.linalg.cholesky_ex(regularised).info) != 0:
             return False
-        self.gram, self.cross, self._weight = gram, cross, weight
+        self.gram, self.cross, self._weight = gram, cross, None
         return True
 
     @property
@@ -144,8 +81,9 @@ class GramEngine(nn.Module):
 
     def solve(self, num_samples: int) -> None:
         """Compute the weight of all data, `num_samples` samples; it is kept until there is new data."""
-        self._warn_if_interpolating(num_samples)
-        self._weight = solve_regularised(_mirror(self.gram).clone(), self.cross, self.gamma)
+        factor = factor_regularised(_mirror(self.gram).clone(), self.gamma)
+        warn_of_factor(factor, num_samples, self.gamma)
+        self._weight = torch.cholesky_solve(self.cross, factor)
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """Return copies of X'X (M, M) and X'Y (M, C)."""
@@ -163,20 +101,6 @@ class GramEngine(nn.Module):
         fit_buffers(self, ("cross",), state_dict, prefix)
         self._weight = None
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _warn_if_interpolating(self, num_samples: int) -> None:
-        """Warn where ridge regression has its error peak: N near M with almost no regularisation."""
-        width = self.gram.shape[0]
-        if not 0.8 * width <= num_samples <= 1.2 * width:
-            return
-        floor = 1e-6 * float(self.gram.diagonal().mean())
-        if self.gamma < floor:
-            warnings.warn(
-                f"{num_samples} samples for {width} features with gamma = {self.gamma:.3g} < {floor:.3g}: "
-                f"this is the interpolation peak, where test error is at its worst; see suggest_gamma",
-                UserWarning,
-                stacklevel=5,
-            )
 
 
 class RecursiveEngine(nn.Module):
@@ -201,6 +125,7 @@ class RecursiveEngine(nn.Module):
         self.register_buffer("inverse", torch.zeros(in_features, in_features, dtype=dtype))
         self.inverse.diagonal().fill_(1 / gamma)
         self.register_buffer("_weight", torch.zeros(in_features, 0, dtype=dtype))
+        self.is_stale = False  # whether the weight has changed since `solve` looked at it
 
     @property
     def num_classes(self) -> int:
@@ -213,17 +138,23 @@ class RecursiveEngine(nn.Module):
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Take in features (n, M) with targets (n, C)."""
+        warn_of_leverage(x, self.gamma)
+        inverse, weight = self.inverse, self._weight
+        if len(x) > _ROWS_PER_STEP:
+            inverse = inverse.clone()  # a later piece may fail, and then none must have been learnt
         for rows, targets in zip(x.split(_ROWS_PER_STEP), y.split(_ROWS_PER_STEP), strict=True):
-            projected = rows @ self.inverse
+            projected = rows @ inverse
             capacitance = projected @ rows.mT
             capacitance.diagonal().add_(1)
             factor = _factor(capacitance)
             whitened = torch.linalg.solve_triangular(factor, projected, upper=False)
-            residual = targets - rows @ self._weight
+            residual = targets - rows @ weight
             # R_k X' = (L^{-1} X R_{k-1})' L^{-1}: R is updated and applied through one n x M matrix.
             gain = torch.linalg.solve_triangular(factor, residual, upper=False)
-            _add_symmetric(self.inverse, whitened, -1)
-            self._weight.addmm_(whitened.mT, gain)
+            _add_symmetric(inverse, whitened, -1)
+            weight = weight.addmm(whitened.mT, gain)  # not in place: a weight once read must not move
+        self.inverse, self._weight = inverse, weight
+        self.is_stale = True
 
     def remove(self, x: Tensor, y: Tensor) -> bool:
         """Take samples out; false, and nothing changed, where that is impossible."""
@@ -236,13 +167,21 @@ class RecursiveEngine(nn.Module):
         whitened = torch.linalg.solve_triangular(factor, projected, upper=False)
         gain = torch.linalg.solve_triangular(factor, y - x @ self._weight, upper=False)
         _add_symmetric(self.inverse, whitened)
-        self._weight.addmm_(whitened.mT, gain, alpha=-1)
+        self._weight = self._weight.addmm(whitened.mT, gain, alpha=-1)
+        self.is_stale = True
         return True
 
     @property
     def weight(self) -> Tensor:
         """The weight (M, C)."""
         return self._weight
+
+    def solve(self, num_samples: int) -> None:
+        """Look at the weight of all data, `num_samples` samples; it is there already."""
+        if not bool(self._weight.isfinite().all()):
+            raise RuntimeError(f"the recursion has overflowed in {self._weight.dtype}; scale the features")
+        warn_of_inverse(self.inverse, num_samples, self.gamma)
+        self.is_stale = False
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """Return X'X (M, M) and X'Y (M, C), recovered from R and W in O(M^3)."""
@@ -253,10 +192,9 @@ class RecursiveEngine(nn.Module):
 
     def load(self, gram: Tensor, cross: Tensor) -> None:
         """Take over the sums of some data, in place of what was there, in O(M^3)."""
-        regularised = gram.clone()
-        regularised.diagonal().add_(self.gamma)
-        factor = _factor(regularised)
+        factor = factor_regularised(gram.clone(), self.gamma)
         self.inverse, self._weight = torch.cholesky_inverse(factor), torch.cholesky_solve(cross, factor)
+        self.is_stale = True
 
     def set_gamma(self, gamma: float) -> None:
         """Change the regularisation of data already seen, in O(M^3)."""
@@ -266,20 +204,8 @@ class RecursiveEngine(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         fit_buffers(self, ("_weight",), state_dict, prefix)
+        self.is_stale = True
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def fit_buffers(module: nn.Module, names: Sequence[str], state_dict: dict[str, Any], prefix: str) -> None:
-    """Give the named buffers the shapes they have in `state_dict`; None where they are not in it."""
-    device = next(module.buffers()).device
-    dtype = next(buffer.dtype for buffer in module.buffers() if buffer.is_floating_point())
-    for name in names:
-        saved = state_dict.get(prefix + name)
-        if saved is not None:
-            saved = torch.empty_like(
-                saved, device=device, dtype=dtype if saved.is_floating_point() else saved.dtype
-            )
-        setattr(module, name, saved)
 
 
 def _add_gram(matrix: Tensor, x: Tensor, sign: int = 1) -> Tensor:

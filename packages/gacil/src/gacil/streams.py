@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gacil.checks import as_integer, as_number, check_labels
+
 
 @torch.no_grad()
 def si_blurry(
@@ -38,22 +40,20 @@ def si_blurry(
 
     Raises:
         ValueError: If a ratio is outside [0, 1], or there are fewer classes than tasks.
-        TypeError: If labels are not integers.
+        TypeError: If labels or `num_tasks` are not integers, or a ratio is not a number.
 
-    Example:
+    Examples:
         >>> tasks = si_blurry(torch.arange(10).repeat(8), generator=torch.Generator().manual_seed(0))
         >>> len(tasks)
         5
         >>> torch.cat(tasks).sort().values.equal(torch.arange(80))
         True
     """
-    if labels.ndim != 1:
-        raise ValueError(f"labels must have shape (N,), got {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    check_labels("labels", labels)
     for name, ratio in (("disjoint_ratio", disjoint_ratio), ("blurry_ratio", blurry_ratio)):
-        if not 0 <= ratio <= 1:
+        if not 0 <= as_number(name, ratio) <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {ratio}")
+    num_tasks = as_integer("num_tasks", num_tasks)
     classes, class_of_sample = labels.cpu().unique(return_inverse=True)
     if num_tasks < 1 or len(classes) < num_tasks:
         raise ValueError(f"num_tasks must be in 1..{len(classes)}, the number of classes, got {num_tasks}")
@@ -106,7 +106,7 @@ def stream_metrics(accuracies_by_step: Sequence[float] | Tensor, task_ends: Sequ
     Raises:
         ValueError: If there is no measurement, one is not finite, or an index is out of range.
 
-    Example:
+    Examples:
         >>> stream_metrics([1.0, 0.8, 0.5, 0.7], task_ends=[1, 3])
         StreamMetrics(auc=0.75, average=0.75, last=0.7)
     """

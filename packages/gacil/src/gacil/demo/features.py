@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gacil.model import RandomBuffer
+from gacil.buffer import RandomBuffer
+from gacil.demo.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,19 @@ class Data:
     def num_classes(self) -> int:
         """One more than the largest label."""
         return int(self.train_y.max()) + 1
+
+
+def frozen_features(
+    preset: str, settings: Settings, generator: torch.Generator, device: torch.device
+) -> dict[str, Data]:
+    """Return each set of features by its name, behind a random layer of its own."""
+    if preset == "paper":
+        raw = {"your features": user_features()}
+    else:
+        pixels = mnist(settings.train_per_class, settings.test_per_class, generator)
+        network = network_features(pixels, settings.backbone_epochs, generator)
+        raw = {"pixels": pixels, "network": network}
+    return {name: expanded(data, settings.buffer_size, generator, device) for name, data in raw.items()}
 
 
 def mnist(train_per_class: int, test_per_class: int, generator: torch.Generator) -> Data:
