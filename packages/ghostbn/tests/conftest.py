@@ -1,9 +1,14 @@
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 from torch import nn
 
-settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=25)
+from ghostbn.demo import demo
+
+FEW = os.environ.get("ARMILLARY_LOWEST") == "1"  # the lowest versions are tried for their interfaces
+settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=3 if FEW else 20)
 settings.load_profile("isolated")
 
 
@@ -72,3 +77,11 @@ def network(generator):
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def rehearsal():
+    """The smoke demo, run once: its result and the progress it told."""
+    told = []
+    result = demo("smoke", seed=3, progress=lambda fraction, message: told.append((fraction, message)))
+    return result, told

@@ -1,17 +1,18 @@
 """Errors at the boundary: each names the argument, what it was and what it must be."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ghostbn import (
     AdaptedSchedule,
+    DiffusionTracker,
     GhostBatchNorm1d,
     GhostBatchNorm2d,
     GhostBatchNorm3d,
     adapt_regime,
     convert_ghost_bn,
-    ghost_accumulate,
     ghost_batch_norm,
     ghost_groups,
     sample_loss_weights,
@@ -28,6 +29,15 @@ def test_ghost_size_is_a_positive_integer(make):
         make(0)
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
+def test_sizes_may_come_as_any_kind_of_integer(kind):
+    layer = GhostBatchNorm1d(2, kind(4))
+    assert (layer.ghost_size, type(layer.ghost_size)) == (4, int)
+    assert convert_ghost_bn(nn.BatchNorm1d(2), kind(4)).ghost_size == 4
+    assert ghost_groups(kind(5), kind(2)).tolist() == ghost_groups(5, 2).tolist()
+    assert adapt_regime(np.array([2, 4]), kind(6), 64, 32) == ([4, 8], 12)
+
+
 def test_conversion_checks_before_it_converts():
     model = nn.Sequential(nn.BatchNorm1d(2))
     with pytest.raises(ValueError, match="ghost_size must be at least 1, got -3"):
@@ -42,6 +52,8 @@ def test_conversion_checks_before_it_converts():
     [
         ({"momentum": float("nan")}, r"momentum must be None or in \[0, 1\], got nan"),
         ({"momentum": 1.5}, r"momentum must be None or in \[0, 1\], got 1.5"),
+        ({"eps": float("nan")}, "eps must be non-negative and finite, got nan"),
+        ({"eps": -1e-5}, "eps must be non-negative and finite, got -1e-05"),
         ({"grouping": "random"}, "grouping must be one of .* got 'random'"),
         ({"remainder": "drop"}, "remainder must be one of .* got 'drop'"),
         ({"running": "median"}, "running must be one of .* got 'median'"),
@@ -100,11 +112,6 @@ def test_tensors_of_the_function():
         ghost_groups(0, 4)
 
 
-def test_accumulation_needs_a_target_for_each_sample():
-    with pytest.raises(ValueError, match="y must have one target for each of the 4 samples of x, got 3"):
-        ghost_accumulate(nn.Linear(2, 1), nn.functional.mse_loss, torch.zeros(4, 2), torch.zeros(3, 1), 2)
-
-
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf")])
 def test_batch_sizes_are_positive(bad):
     for call in (lambda *sizes: scale_lr(0.1, *sizes), lambda *sizes: adapt_regime([1], 2, *sizes)):
@@ -121,6 +128,8 @@ def test_learning_rate_and_rule():
         scale_lr(-1, 64, 32)
     with pytest.raises(ValueError, match=r"rule must be one of .* got 'cubic'"):
         scale_lr(0.1, 64, 32, "cubic")
+    with pytest.raises(ValueError, match=r"rule must give a non-negative finite factor, got nan for 2.0"):
+        scale_lr(0.1, 64, 32, lambda ratio: float("nan"))
 
 
 @pytest.mark.parametrize("milestones", [[3, 2], [2, 2], [0, 2], [2, 11]])
@@ -129,6 +138,8 @@ def test_milestones_increase_within_the_training(milestones):
         adapt_regime(milestones, 10, 64, 32)
     with pytest.raises(ValueError, match="total_epochs must be at least 1, got 0"):
         adapt_regime([], 0, 64, 32)
+    with pytest.raises(TypeError, match=r"milestones must be integers, got 2.5"):
+        adapt_regime([2.5], 10, 64, 32)
 
 
 def test_loss_weights_need_a_larger_batch():
@@ -147,7 +158,41 @@ def test_schedules_that_cannot_be_stepped_by_updates():
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         AdaptedSchedule(scheduler, 0, 10)
+    with pytest.raises(TypeError, match=r"total_epochs must be an integer, got 2.5"):
+        AdaptedSchedule(scheduler, 100, 10).num_updates(2.5)
     with pytest.raises(
         ValueError, match="base_batch_size must be at most num_samples = 5 with drop_last, got 10"
     ):
         AdaptedSchedule(scheduler, 5, 10, drop_last=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GhostBatchNorm2d(2, 4, momentum="a"), "momentum must be a number, got 'a'"),
+        (lambda: GhostBatchNorm2d(2, 4, eps=None), "eps must be a number, got None"),
+        (lambda: scale_lr("a", 512, 128), "learning_rate must be a number, got 'a'"),
+        (lambda: scale_lr(0.1, "a", 128), "batch_size must be a number, got 'a'"),
+        (lambda: scale_lr(0.1, 512, 128, lambda ratio: "a"), "the factor of rule must be a number, got 'a'"),
+        (lambda: adapt_regime([3], 5, 512, None), "base_batch_size must be a number, got None"),
+        (lambda: sample_loss_weights(3, None, 128), "batch_size must be a number, got None"),
+        (lambda: convert_ghost_bn("resnet18", 32), r"module must be a torch\.nn\.Module, got str"),
+        (lambda: DiffusionTracker(nn.Linear(1, 1)).update(2.5), r"step must be an integer, got 2\.5"),
+    ],
+)
+def test_arguments_of_another_kind(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_the_state_of_the_wrapped_scheduler_is_not_that_of_the_schedule():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    schedule = AdaptedSchedule(scheduler, num_samples=100, base_batch_size=50)
+    with pytest.raises(ValueError, match="state_dict must be of an AdaptedSchedule, got the keys"):
+        schedule.load_state_dict(scheduler.state_dict())
+
+
+def test_weights_are_not_stored_as_integers():
+    with pytest.raises(ValueError, match=r"dtype must be a floating-point dtype, got torch\.int64"):
+        DiffusionTracker(nn.Linear(1, 1), dtype=torch.long)

@@ -1,8 +1,11 @@
 """Conversion there and back: the same objects, the same numbers, nothing half done."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ghostbn import (
     GhostBatchNorm1d,
@@ -76,11 +79,75 @@ def test_a_single_layer_converts():
     assert type(convert_ghost_bn(nn.BatchNorm2d(3), 4)) is GhostBatchNorm2d
 
 
-class OwnNorm(nn.BatchNorm1d):
-    """Somebody's subclass with a forward of its own."""
+class NormReLU(nn.BatchNorm1d):
+    """Somebody's subclass that goes on after the normalisation."""
+
+    def forward(self, x):
+        return super().forward(x).relu() + self.more
 
 
-@pytest.mark.parametrize("layer", [nn.SyncBatchNorm(2), nn.LazyBatchNorm1d(), OwnNorm(2)])
+class CopiedNormReLU(nn.BatchNorm1d):
+    """The same with torch's forward copied, as timm has it."""
+
+    def forward(self, x):
+        mean, var = self.running_mean, self.running_var
+        self.num_batches_tracked.add_(int(self.training))
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return y.relu() + self.more
+
+
+class NamedNorm(nn.BatchNorm1d):
+    """A subclass with all of torch's forward."""
+
+    def extra_repr(self):
+        return f"called {self.more}"
+
+
+def relu_and_more(layer, y):
+    return y.relu() + layer.more
+
+
+def make_own(kind):
+    layer = kind(3)
+    layer.more = 2.0
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("kind", "after"),
+    [
+        (NormReLU, {NormReLU: relu_and_more}),
+        (CopiedNormReLU, {CopiedNormReLU: relu_and_more}),
+        (NamedNorm, None),
+    ],
+)
+def test_own_subclasses_are_themselves_called_on_one_ghost_batch_after_another(kind, after, generator):
+    plain, ghost = make_own(kind), nn.Sequential(make_own(kind))
+    calls = []
+    ghost[0].register_forward_hook(lambda *_: calls.append(1))
+    convert_ghost_bn(ghost, 4, after=after, grouping="contiguous")
+    convert_ghost_bn(ghost, 2, grouping="contiguous")  # knows what comes after from the first time
+    x = torch.randn(8, 3, generator=generator)
+    torch.testing.assert_close(ghost(x), torch.cat([plain(part) for part in x.split(2)]))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(ghost[0].state_dict()[name], value, msg=name)
+    torch.testing.assert_close(ghost.eval()(x), plain.eval()(x))
+    assert calls == [1, 1]
+    assert isinstance(ghost[0], kind)
+    assert type(ghost[0]).__name__ == f"Ghost{kind.__name__}"
+    assert type(revert_ghost_bn(ghost)[0]) is kind
+    assert "ghost_size" not in vars(ghost[0])
+
+
+def test_layers_of_timm(generator):
+    timm = pytest.importorskip("timm")
+    plain = timm.layers.BatchNormAct2d(3)
+    ghost = convert_ghost_bn(copy.deepcopy(plain), 4, grouping="contiguous")
+    x = torch.randn(8, 3, 2, 2, generator=generator)
+    torch.testing.assert_close(ghost(x), torch.cat([plain(part) for part in x.split(4)]))
+
+
+@pytest.mark.parametrize("layer", [nn.SyncBatchNorm(2), nn.LazyBatchNorm1d(), NormReLU(2)])
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 def test_what_cannot_be_converted_is_named_and_nothing_is_converted(layer):
     model = nn.Sequential(nn.BatchNorm1d(2), layer)
@@ -89,6 +156,31 @@ def test_what_cannot_be_converted_is_named_and_nothing_is_converted(layer):
     ):
         convert_ghost_bn(model, 4)
     assert type(model[0]) is nn.BatchNorm1d
+
+
+def test_a_forward_replaced_on_the_object_is_not_lost():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    model[0].forward = lambda x: 2 * x
+    with pytest.raises(TypeError, match="whose forward was replaced on the object, as that of '0'"):
+        convert_ghost_bn(model, 4)
+    assert type(model[0]) is nn.BatchNorm1d
+
+
+def test_a_model_without_batch_normalisation_is_named():
+    with pytest.raises(ValueError, match="at least one batch normalisation layer, got none in Sequential"):
+        convert_ghost_bn(nn.Sequential(nn.LayerNorm(2)), 4)
+    convert_ghost_bn(nn.Sequential(nn.BatchNorm1d(2)), 4, skip=["0"])  # skipping all of them is a choice
+
+
+def test_after_must_name_types_in_the_model():
+    with pytest.raises(ValueError, match="after must map types of layers in the model, got NormReLU"):
+        convert_ghost_bn(nn.Sequential(nn.BatchNorm1d(2)), 4, after={NormReLU: relu_and_more})
+
+
+def test_a_shared_layer_is_skipped_by_any_of_its_names():
+    shared = nn.BatchNorm1d(2)
+    convert_ghost_bn(nn.Sequential(shared, nn.Sequential(shared)), 4, skip=["1"])
+    assert type(shared) is nn.BatchNorm1d
 
 
 def test_skip_must_name_modules():
@@ -104,3 +196,20 @@ def test_one_process_has_nothing_to_average(generator):
     before = layer.running_mean.clone()
     average_running_stats(layer)
     assert torch.equal(layer.running_mean, before)
+
+
+class _Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(x.flatten(0, 1)).reshape_as(x)
+
+
+def test_tokens_folded_into_the_samples_take_ghost_batches_of_as_many_rows():
+    plain, ghost = _Tokens(), convert_ghost_bn(_Tokens(), 4)
+    convert_ghost_bn(ghost.norm, 4 * 5, grouping="contiguous")
+    x = torch.randn(12, 5, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ghost(x), torch.cat([plain(part) for part in x.split(4)]))
+    torch.testing.assert_close(ghost.norm.running_var, plain.norm.running_var)

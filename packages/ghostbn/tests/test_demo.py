@@ -6,23 +6,61 @@ import pytest
 import torch
 from torch import nn
 
-from ghostbn.demo import ADAPTED, ADAPTED_PLAIN, GHOST, LARGE, SCALED, SMALL, demo, judge
-from ghostbn.experiment import cifar, f1, resnet44, shift_and_flip
+from ghostbn.demo import conditions, demo
+from ghostbn.demo.arms import (
+    ADAPTED,
+    ADAPTED_PLAIN,
+    DEFAULT_GHOST,
+    DEFAULT_LARGE,
+    DEFAULT_SMALL,
+    GHOST,
+    LARGE,
+    LINEAR,
+    SCALED,
+    SMALL,
+)
+from ghostbn.demo.data import cifar, shift_and_flip
+from ghostbn.demo.networks import f1, he_normal, resnet44, torch_default
+from ghostbn.demo.training import batches
 
 
-def test_smoke_returns_plain_data_and_judges_its_own_rows():
-    seen = []
-    result = demo("smoke", seed=3, progress=lambda fraction, message: seen.append(fraction))
+@pytest.mark.demo
+def test_smoke_returns_plain_data_and_judges_its_own_rows(rehearsal):
+    result, told = rehearsal
+    seen = [fraction for fraction, _ in told]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(1)
     assert {"method", "baseline"} <= {row["role"] for row in result["rows"]}
     assert all(row.keys() == {"name", "role", *result["metrics"]} for row in result["rows"])
-    assert result["holds"] == judge(result["rows"])
-    updates = {row["name"]: row["updates"] for row in result["rows"]}
-    assert updates == {SMALL: 32, LARGE: 4, SCALED: 4, ADAPTED_PLAIN: 8, GHOST: 4, ADAPTED: 8}
+    assert result["conditions"] == conditions(result["rows"])
+    assert result["holds"] == all(condition["holds"] for condition in result["conditions"])
+
+
+@pytest.mark.demo
+def test_every_arm_has_its_budget_and_sees_every_sample(rehearsal):
+    """512 samples: 16 updates of 32 or 2 of 256 an epoch, two epochs, four for regime adaptation."""
+    rows = {row["name"]: row for row in rehearsal[0]["rows"]}
+    long, short = {ADAPTED_PLAIN, ADAPTED}, {LARGE, LINEAR, SCALED, GHOST, DEFAULT_LARGE, DEFAULT_GHOST}
+    updates = {SMALL: 32, DEFAULT_SMALL: 32} | dict.fromkeys(short, 4) | dict.fromkeys(long, 8)
+    assert {name: row["updates"] for name, row in rows.items()} == updates
+    assert all(row["epochs"] == (4 if name in long else 2) for name, row in rows.items())
+    assert rows[SMALL]["gap_closed"] == 100
+
+
+@pytest.mark.demo
+def test_curves_are_drawn_and_named_after_the_rows(rehearsal):
+    result, _ = rehearsal
+    names = {row["name"] for row in result["rows"]}
     for curve in result["curves"]:
         assert all(len(series["x"]) == len(series["y"]) > 0 for series in curve["series"].values())
+    assert names == result["curves"][0]["series"].keys() == result["curves"][1]["series"].keys()
+
+
+def test_the_last_batch_of_an_epoch_is_not_dropped():
+    parts = batches(10, 4, torch.Generator().manual_seed(0))
+    assert [len(part) for part in parts] == [4, 4, 2]
+    assert sorted(torch.cat(parts).tolist()) == list(range(10))
 
 
 def rows(**accuracies):
@@ -30,17 +68,38 @@ def rows(**accuracies):
     return [{"name": name, "accuracy": accuracies.get(name, value)} for name, value in table.items()]
 
 
-def test_the_criterion_can_fail_in_each_of_its_parts():
-    assert judge(rows())
-    for name, accuracy in (
-        (SMALL, 93.0),  # no gap
-        (GHOST, 93.9),  # less than a third of it closed, and below the scaled rate alone
-        (LARGE, 94.0),  # a quarter of it closed
-        (ADAPTED, 95.9),  # not all of it
-        (SCALED, 94.5),  # ghost batches add nothing
-        (ADAPTED_PLAIN, 96.5),
-    ):
-        assert not judge(rows(**{name: accuracy})), (name, accuracy)
+def judged(**accuracies):
+    return [condition["holds"] for condition in conditions(rows(**accuracies))]
+
+
+def test_the_figures_of_the_conditions():
+    found = [(condition["figure"], condition["needs"]) for condition in conditions(rows())]
+    expected = [(3.0, "> 0 points"), (50.0, ">= 33.3333 %"), (0.5, ">= 0 points")]
+    assert found == [*expected, (0.5, "> 0 points"), (1.5, "> 0 points")]
+    assert judged() == [True] * 5
+
+
+def test_each_condition_can_fail():
+    assert judged(**{SMALL: 93.0, GHOST: 94.5}) == [False, False, True, True, True]  # no gap
+    assert judged(**{GHOST: 94.0}) == [
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]  # exactly a third, but no more than the rate
+    assert judged(**{GHOST: 93.9}) == [True, False, True, False, True]
+    assert judged(**{LARGE: 94.0}) == [True, False, True, True, True]  # a quarter of the gap
+    assert judged(**{ADAPTED: 96.0}) == [True] * 5  # exactly all of it
+    assert judged(**{ADAPTED: 95.9}) == [True, True, False, True, True]
+    assert judged(**{ADAPTED_PLAIN: 96.5}) == [True, True, True, True, False]
+
+
+def test_figures_that_the_rows_lack_hold_nothing():
+    assert [condition["holds"] for condition in conditions([{"name": SMALL, "accuracy": None}])] == [
+        False
+    ] * 5
+    assert all(condition["figure"] is None for condition in conditions([]))
 
 
 def test_unknown_preset_and_missing_data_are_named(monkeypatch):
@@ -73,6 +132,17 @@ def test_shifted_and_flipped_images_are_crops_of_the_padded_ones():
     crops = padded.unfold(2, 8, 1).unfold(3, 8, 1).reshape(2, -1, 8, 8)
     candidates = torch.cat([crops, crops.flip(-1)], dim=1)
     assert ((candidates == shifted).all((-1, -2)).sum(1) >= 1).all()
+
+
+def test_weights_are_drawn_by_torchs_default_or_by_hes(generator):
+    """Uniform within 1 / sqrt(inputs) has the variance 1 / (3 inputs), He's normal 2 / inputs."""
+    for initialise, factor in ((torch_default, 1 / 3), (he_normal, 2)):
+        layer = f1(256, generator, initialise)[3]
+        assert layer.weight.var().item() * 256 == pytest.approx(factor, rel=0.03)
+        assert (layer.bias == 0).all() == (initialise is he_normal)
+    usual = nn.Linear(256, 256).weight
+    assert usual.var().item() * 256 == pytest.approx(1 / 3, rel=0.03)
+    assert usual.abs().max() <= 1 / 16
 
 
 def test_networks_are_those_of_the_papers():

@@ -100,11 +100,13 @@ def test_a_projection_estimates_the_distance(generator):
 
 
 def test_squared_projected_distances_are_unbiased(generator):
-    weight = torch.zeros(50)
-    trackers = [DiffusionTracker([weight], projection_dim=8, generator=generator) for _ in range(400)]
-    weight += 1
+    """Two tensors that move alike, in buckets and with signs of their own: else they would add up to twice 50."""
+    weights = [torch.zeros(25), torch.zeros(25)]
+    trackers = [DiffusionTracker(weights, projection_dim=8, generator=generator) for _ in range(300)]
+    for weight in weights:
+        weight += 1
     squares = torch.stack([tracker.distance().square() for tracker in trackers])
-    assert squares.mean().item() == pytest.approx(50, abs=4 * 50 * math.sqrt(2 / 8 / 400))
+    assert squares.mean().item() == pytest.approx(50, abs=4 * 50 * math.sqrt(2 / 8 / 300))
     assert squares.std().item() / 50 == pytest.approx(math.sqrt(2 / 8), rel=0.25)
 
 
@@ -139,15 +141,68 @@ def test_bad_options_steps_and_states_are_named():
         DiffusionTracker([])
     with pytest.raises(ValueError, match="points_per_decade must be at least 1, got 0"):
         DiffusionTracker([weight], 0)
-    with pytest.raises(ValueError, match="projection_dim must be None or at least 1, got 0"):
+    with pytest.raises(ValueError, match="projection_dim must be at least 1, got 0"):
         DiffusionTracker([weight], projection_dim=0)
     tracker = DiffusionTracker([weight])
     with pytest.raises(ValueError, match="step must be greater than -1, got -2"):
         tracker.update(-2)
-    with pytest.raises(ValueError, match=r"must hold reference.0 of \(3,\), got \(4,\)"):
-        tracker.load_state_dict(DiffusionTracker([torch.zeros(4)]).state_dict())
-    with pytest.raises(ValueError, match=r"must hold reference.0 of \(3,\), got nothing"):
+    with pytest.raises(TypeError, match=r"step must be an integer, got 1\.5"):
+        tracker.update(1.5)
+    for wrong in (5, "weights", {"weight": weight}, [weight, 1.0]):
+        with pytest.raises(TypeError, match="params must hold tensors, got"):
+            DiffusionTracker(wrong)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (DiffusionTracker([torch.zeros(4)]), r"must hold reference.0 of \(3,\) torch.float32, got \(4,\)"),
+        (
+            DiffusionTracker([torch.zeros(3)] * 2 + [torch.ones(1)]),
+            r"must hold reference.1 of nothing, got \(1,\)",
+        ),
+        (
+            DiffusionTracker([torch.zeros(3)], dtype=torch.bfloat16),
+            r"torch.float32, got \(3,\) torch.bfloat16",
+        ),
+        (DiffusionTracker([torch.zeros(9)], projection_dim=3), r"\[20, 0\], got \[20, 3\]"),
+        (DiffusionTracker([torch.zeros(3)], 10), r"\[20, 0\], got \[10, 0\]"),
+    ],
+)
+def test_a_record_of_another_tracker_is_refused(other, message):
+    tracker = DiffusionTracker([torch.zeros(3)])
+    with pytest.raises(ValueError, match=message):
+        tracker.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match=r"\[20, 0\], got none"):
         tracker.load_state_dict({})
+
+
+def test_parameter_groups_and_named_parameters_are_the_same_tensors():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters()}, {"params": model[1].parameters(), "lr": 1.0}], 0.1
+    )
+    forms = (model, optimizer.param_groups, list(model.named_parameters()), [*model.parameters()] * 2)
+    trackers = [DiffusionTracker(form) for form in forms]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    for tracker in trackers:
+        assert tracker.distance().item() == pytest.approx(math.sqrt(9 + 8))
+
+
+def test_complex_weights_have_a_distance():
+    weight = torch.zeros(2, dtype=torch.complex64)
+    tracker = DiffusionTracker(weight)
+    weight += 3 + 4j
+    assert tracker.distance().item() == pytest.approx(math.sqrt(50))
+
+
+def test_weights_that_are_not_finite_cannot_be_fitted():
+    tracker = record(lambda step: math.log(step) if step < 100 else math.nan)
+    assert tracker.fit(last_step=50).slope == pytest.approx(1)
+    with pytest.raises(ValueError, match="distances must be finite, got nan among them"):
+        tracker.fit()
 
 
 def test_a_parameter_of_another_shape_is_named():

@@ -83,12 +83,53 @@ def test_autocast_changes_nothing(generator):
     assert layer[1].running_mean.dtype == torch.float32
 
 
-def test_compiles_in_one_graph(generator):
-    layer, plain = (GhostBatchNorm2d(3, 4) for _ in range(2))
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    x = torch.randn(14, 3, 2, 2, generator=generator)
-    torch.testing.assert_close(compiled(x), plain(x))
-    torch.testing.assert_close(layer.running_var, plain.running_var)
+@pytest.mark.parametrize("running", ["sequential", "mean", "exact"])
+def test_half_precision_buffers_are_rounded_once(running, generator):
+    """The step is made in single precision: within one rounding, 2^-8, of that of single-precision buffers."""
+    layer, exact = GhostBatchNorm1d(3, 2, running=running).bfloat16(), GhostBatchNorm1d(3, 2, running=running)
+    x = (3 + torch.randn(40, 3, generator=generator)).bfloat16()
+    layer(x)
+    exact(x.float())
+    torch.testing.assert_close(layer.running_var.float(), exact.running_var, atol=0, rtol=2**-7)
+    torch.testing.assert_close(layer.running_mean.float(), exact.running_mean, atol=0, rtol=2**-7)
+
+
+@pytest.mark.parametrize("offset", [1e4, -1e6])
+@pytest.mark.parametrize("running", ["sequential", "exact"])
+def test_a_large_offset_does_not_drown_the_variance(offset, running, generator):
+    x = offset + torch.randn(64, 3, 2, generator=generator)
+    single, double = (
+        GhostBatchNorm1d(3, 8, running=running, dtype=kind) for kind in (torch.float32, torch.float64)
+    )
+    single(x)
+    double(x.double())
+    torch.testing.assert_close(single.running_var.double(), double.running_var, atol=0, rtol=1e-2)
+    torch.testing.assert_close(single.running_mean.double(), double.running_mean, atol=0, rtol=1e-6)
+
+
+def test_a_sample_that_is_not_finite_spoils_its_own_ghost_batch_alone(generator):
+    x = torch.randn(12, 3, generator=generator)
+    clean = ghost_batch_norm(x, None, None, None, None, True, 0.1, 1e-5, 4)
+    x[1] = float("nan")
+    spoilt = ghost_batch_norm(x, None, None, None, None, True, 0.1, 1e-5, 4)
+    others = torch.arange(12) % 3 != 1
+    assert torch.equal(spoilt[others], clean[others])
+    assert spoilt[~others].isnan().all()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_an_empty_batch_is_empty_and_teaches_nothing(momentum):
+    layer = GhostBatchNorm2d(3, 4, momentum=momentum)
+    assert layer(torch.empty(0, 3, 2, 2)).shape == (0, 3, 2, 2)
+    assert (layer.running_mean.tolist(), layer.running_var.tolist()) == ([0, 0, 0], [1, 1, 1])
+    assert layer.num_batches_tracked == 0
+
+
+def test_a_refused_batch_is_not_counted():
+    layer = GhostBatchNorm1d(3, 1)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        layer(torch.zeros(4, 3))
+    assert layer.num_batches_tracked == 0
 
 
 def test_no_kernel_call_per_ghost_batch(generator):
@@ -236,6 +277,19 @@ def test_schedule_resumes_within_an_epoch():
         resumed.step()
         rates.extend(resumed.get_last_lr())
     assert rates == [0.5, 0.25, 0.25]
+
+
+def test_a_schedule_of_another_epoch_is_refused():
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 0.5
+    )
+    state = AdaptedSchedule(scheduler, 10, 4).state_dict()
+    with pytest.raises(
+        ValueError, match="state_dict must be of a schedule with updates_per_epoch = 5, got 3"
+    ):
+        AdaptedSchedule(scheduler, 10, 2).load_state_dict(state)
+    del state["updates_per_epoch"]  # as version 0.1.0 saved it
+    AdaptedSchedule(scheduler, 10, 2).load_state_dict(state)
 
 
 def test_incomplete_batches_count_unless_dropped():

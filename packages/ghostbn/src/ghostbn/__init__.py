@@ -3,10 +3,13 @@
 from importlib.metadata import version as _version
 
 from ghostbn.accumulate import ghost_accumulate
-from ghostbn.convert import average_running_stats, convert_ghost_bn, revert_ghost_bn
-from ghostbn.diffusion import DiffusionFit, DiffusionTracker
-from ghostbn.functional import ghost_batch_norm, ghost_groups
+from ghostbn.convert import convert_ghost_bn, revert_ghost_bn
+from ghostbn.diffusion import DiffusionTracker
+from ghostbn.functional import ghost_batch_norm
+from ghostbn.groups import ghost_groups
+from ghostbn.law import DiffusionFit
 from ghostbn.layers import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from ghostbn.ranks import average_running_stats
 from ghostbn.schedule import AdaptedSchedule, adapt_regime, sample_loss_weights, scale_lr
 
 __all__ = [

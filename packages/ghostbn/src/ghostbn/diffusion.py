@@ -1,51 +1,17 @@
-"""How far the weights have wandered: the tracker of the distance from initialisation, and the law it follows."""
+"""How far the weights have wandered: the tracker of the distance from initialisation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_MIN_POINTS = 5
-
-
-@dataclass(frozen=True)
-class DiffusionFit:
-    r"""What a distance curve says about the random potential the weights diffuse in.
-
-    Attributes:
-        slope: b in $d = a + b \ln t$. The same for all batch sizes if the learning rate is scaled by the square
-            root: compare it with the small-batch run's.
-        intercept: a.
-        r2_log: Share of the variance of d that $a + b \ln t$ explains.
-        power: p in $d = c\,t^p$, the ordinary-diffusion alternative, by least squares in d.
-        r2_power: Share of the variance of d that $c\,t^p$ explains.
-        exponent: q in $d = a' + b' (\ln t)^q$.
-        alpha: 2 / q, the exponent in $\mathbb{E}(L(w_1) - L(w_2))^2 \sim \|w_1 - w_2\|^\alpha$; the paper
-            finds 2.
-    """
-
-    slope: float
-    intercept: float
-    r2_log: float
-    power: float
-    r2_power: float
-    exponent: float
-    alpha: float
-
-    def predict(self, steps: Tensor) -> Tensor:
-        r"""Evaluate $a + b \ln t$.
-
-        Args:
-            steps: Update indices from 1 on, any shape.
-
-        Returns:
-            Distances, same shape, float64.
-        """
-        return self.intercept + self.slope * steps.to(torch.float64).log()
+from ghostbn.groups import check_size
+from ghostbn.law import DiffusionFit, fit_law
 
 
 class DiffusionTracker:
@@ -60,8 +26,8 @@ class DiffusionTracker:
     stay on their device until they are read, so `update` never waits for an accelerator.
 
     Args:
-        params: Tensors to follow, or a module, whose trainable parameters are followed. Their present values
-            are $w_0$.
+        params: Tensors to follow, `named_parameters()`, an optimizer's `param_groups`, or a module, whose trainable
+            parameters are followed. A tensor that comes twice counts once. Their present values are $w_0$.
         points_per_decade: How many updates to record between t and 10 t.
         dtype: Of the stored $w_0$, e.g. `torch.bfloat16`; each parameter's own if None. The error of rounding is
             subtracted from the squared distance as far as it is known.
@@ -72,9 +38,10 @@ class DiffusionTracker:
         generator: Draws the projection's seed; a CPU generator, torch's default one if None.
 
     Raises:
+        TypeError: If `params` holds something else than tensors.
         ValueError: If there are no parameters or an option is out of range.
 
-    Example:
+    Examples:
         >>> weight = torch.zeros(3)
         >>> tracker = DiffusionTracker([weight])
         >>> for step in range(1, 101):
@@ -87,7 +54,7 @@ class DiffusionTracker:
 
     def __init__(
         self,
-        params: nn.Module | Iterable[Tensor],
+        params: nn.Module | Tensor | Iterable[Any],
         points_per_decade: int = 20,
         *,
         dtype: torch.dtype | None = None,
@@ -95,21 +62,19 @@ class DiffusionTracker:
         projection_dim: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        if isinstance(params, nn.Module):
-            params = (parameter for parameter in params.parameters() if parameter.requires_grad)
-        self._params = list(params)
+        self._params = list(dict.fromkeys(_tensors(params)))
         if not self._params:
             raise ValueError("params must hold at least one tensor, got none")
-        if points_per_decade < 1:
-            raise ValueError(f"points_per_decade must be at least 1, got {points_per_decade}")
-        if projection_dim is not None and projection_dim < 1:
-            raise ValueError(f"projection_dim must be None or at least 1, got {projection_dim}")
-        self._points_per_decade = points_per_decade
-        self._projection_dim = projection_dim
+        if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+            raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
+        self._points_per_decade = check_size("points_per_decade", points_per_decade)
+        self._projection_dim = (
+            None if projection_dim is None else check_size("projection_dim", projection_dim)
+        )
         self._shapes = [parameter.shape for parameter in self._params]
         self._seed = torch.zeros((), dtype=torch.int64)
         if projection_dim is not None:
-            self._seed = torch.randint(2**31, (), generator=generator)
+            self._seed = torch.randint(2**31, (), generator=generator, device="cpu")
         self._reference = [
             values.detach().to(device=device or values.device, dtype=dtype or values.dtype, copy=True)
             for values in self._values()
@@ -149,9 +114,14 @@ class DiffusionTracker:
             step: t, the number of updates made so far. Must increase from call to call.
 
         Raises:
+            TypeError: If the step is not an integer.
             ValueError: If the step is negative or not later than the last recorded one, or if a parameter
                 has another shape than at the start.
         """
+        try:
+            step = operator.index(step)
+        except TypeError:
+            raise TypeError(f"step must be an integer, got {step!r}") from None
         if step < 0 or (self._steps and step <= self._steps[-1]):
             last = self._steps[-1] if self._steps else -1
             raise ValueError(f"step must be greater than {last}, got {step}")
@@ -172,7 +142,7 @@ class DiffusionTracker:
             The fitted numbers.
 
         Raises:
-            ValueError: If fewer than five points remain or the distance does not vary.
+            ValueError: If fewer than five points remain, or the distance is not finite or does not vary.
         """
         if first_step < 1:
             raise ValueError(f"first_step must be at least 1, got {first_step}")
@@ -180,26 +150,7 @@ class DiffusionTracker:
         kept = steps >= first_step
         if last_step is not None:
             kept &= steps <= last_step
-        time, distance = steps[kept].to(torch.float64), self.distances[kept]
-        if len(time) < _MIN_POINTS:
-            raise ValueError(f"fit needs at least {_MIN_POINTS} recorded points, got {len(time)}")
-        variation = (distance - distance.mean()).square().sum()
-        if not variation > 0:
-            raise ValueError(f"distances must vary, got {float(distance[0])} throughout")
-
-        log_time = time.log()
-        slope, intercept, log_error = _line(log_time, distance)
-        power, power_error = _search(lambda p: _proportional(time**p, distance), 0.0, 2.0)
-        exponent, _ = _search(lambda q: _line(log_time**q, distance)[2], 0.05, 5.0)
-        return DiffusionFit(
-            slope=float(slope),
-            intercept=float(intercept),
-            r2_log=float(1 - log_error / variation),
-            power=power,
-            r2_power=float(1 - power_error / variation),
-            exponent=exponent,
-            alpha=2 / exponent,
-        )
+        return fit_law(steps[kept], self.distances[kept])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return $w_0$ (or its projection) and all records: a flat dictionary of tensors, ready for safetensors."""
@@ -207,6 +158,7 @@ class DiffusionTracker:
             "steps": self.steps,
             "distances": self.distances,
             "seed": self._seed.clone(),
+            "options": self._options(),
             "rounding": self._rounding.clone(),
             **{f"reference.{index}": values for index, values in enumerate(self._reference)},
         }
@@ -218,22 +170,35 @@ class DiffusionTracker:
             state_dict: What `state_dict()` returned.
 
         Raises:
-            ValueError: If a stored tensor does not have the shape that this tracker's has.
+            ValueError: If the state is of a tracker with other options or other parameters.
         """
-        for index, reference in enumerate(self._reference):
-            saved = state_dict.get(f"reference.{index}")
-            if saved is None or saved.shape != reference.shape:
-                found = "nothing" if saved is None else tuple(saved.shape)
+        options = state_dict.get("options")
+        if options is None or not torch.equal(options.cpu(), self._options()):
+            found = "none" if options is None else options.tolist()
+            raise ValueError(
+                "state_dict must have been saved with the same points_per_decade and projection_dim (0 for none), "
+                f"{self._options().tolist()}, got {found}"
+            )
+        saved = {name: values for name, values in state_dict.items() if name.startswith("reference.")}
+        expected = {f"reference.{index}": values for index, values in enumerate(self._reference)}
+        for name in expected | saved:
+            found = _describe(saved.get(name))
+            if found != _describe(expected.get(name)):
                 raise ValueError(
-                    f"state_dict must hold reference.{index} of {tuple(reference.shape)}, got {found}"
+                    f"state_dict must hold {name} of {_describe(expected.get(name))}, got {found}"
                 )
-            self._reference[index] = saved.to(reference.device, reference.dtype, copy=True)
+        self._reference = [
+            saved[name].to(values.device, values.dtype, copy=True) for name, values in expected.items()
+        ]
         self._steps = state_dict["steps"].tolist()
         self._distances = list(
             state_dict["distances"].to(self._rounding.device, self._rounding.dtype).unbind()
         )
         self._seed = state_dict["seed"].to("cpu", copy=True)
         self._rounding = state_dict["rounding"].to(self._rounding.device, copy=True)
+
+    def _options(self) -> Tensor:
+        return torch.tensor([self._points_per_decade, self._projection_dim or 0])
 
     def _cell(self, step: int) -> int:
         # The small shift keeps 1000 in the cell it opens whatever the last bit of its logarithm is.
@@ -245,7 +210,9 @@ class DiffusionTracker:
             return self._params
         device = self._params[0].device
         sketches = [
-            _count_sketch(parameter.detach(), self._projection_dim, int(self._seed) + index).to(device)
+            _count_sketch(parameter.detach(), self._projection_dim, int(self._seed) + (index << 40)).to(
+                device
+            )
             for index, parameter in enumerate(self._params)
         ]
         return [torch.stack(sketches).sum(0)]
@@ -261,44 +228,46 @@ class DiffusionTracker:
         for values, reference in zip(self._values(), self._reference, strict=True):
             exact = torch.promote_types(torch.promote_types(values.dtype, reference.dtype), torch.float32)
             difference = values.to(reference.device, exact) - reference.to(exact)
-            squares.append(difference.square().sum(dtype=torch.promote_types(exact, torch.float32)))
+            squares.append(difference.abs().square().sum())
         total = torch.stack([square.to(squares[0].device) for square in squares]).sum()
         return total - self._rounding.to(total.device)
 
 
+def _tensors(params: Any) -> Iterator[Tensor]:
+    """Flatten what a user has at hand: a module, tensors, (name, tensor) pairs or parameter groups."""
+    if isinstance(params, nn.Module):
+        yield from (parameter for parameter in params.parameters() if parameter.requires_grad)
+    elif isinstance(params, Tensor):
+        yield params
+    elif isinstance(params, dict) and "params" in params:
+        yield from _tensors(params["params"])
+    elif isinstance(params, tuple) and len(params) == 2 and isinstance(params[0], str):
+        yield from _tensors(params[1])
+    elif isinstance(params, Iterable) and not isinstance(params, str | dict):
+        for part in params:
+            yield from _tensors(part)
+    else:
+        raise TypeError(f"params must hold tensors, got {type(params).__name__}")
+
+
+def _describe(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
+
+
 def _count_sketch(values: Tensor, size: int, seed: int) -> Tensor:
     """Add each coordinate, with a random sign, to one of `size` random buckets: keeps E of squared norms."""
-    # Signs and buckets are drawn anew at each call: stored, they would take more room than the parameters.
-    generator = torch.Generator(device=values.device).manual_seed(seed)
-    slots = torch.randint(2 * size, (values.numel(),), generator=generator, device=values.device)
+    # Signs and buckets are hashed anew at each call: stored, they would take more room than the parameters. The
+    # hash, unlike a generator, is the same on all devices, so that a record can go on elsewhere.
+    slots = _hash(torch.arange(values.numel(), device=values.device), seed) % (2 * size)
     exact = values.flatten().to(torch.promote_types(values.dtype, torch.float32))
     sums = torch.zeros(2 * size, dtype=exact.dtype, device=values.device).index_add_(0, slots, exact)
     return sums[:size] - sums[size:]
 
 
-def _line(feature: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Least squares of target = a + b feature over the last dimension: b, a, squared error."""
-    centred = feature - feature.mean(-1, keepdim=True)
-    slope = (centred * target).sum(-1) / centred.square().sum(-1)
-    intercept = target.mean() - slope * feature.mean(-1)
-    error = (target - intercept.unsqueeze(-1) - slope.unsqueeze(-1) * feature).square().sum(-1)
-    return slope, intercept, error
-
-
-def _proportional(feature: Tensor, target: Tensor) -> Tensor:
-    """Squared error of the least squares of target = c feature over the last dimension."""
-    factor = (feature * target).sum(-1, keepdim=True) / feature.square().sum(-1, keepdim=True)
-    return (target - factor * feature).square().sum(-1)
-
-
-def _search(
-    error: Callable[[Tensor], Tensor], low: float, high: float, points: int = 201
-) -> tuple[float, float]:
-    """Minimise over [low, high] by grids that close in on the best point; `error` takes (points, 1)."""
-    lower, upper = low, high
-    for _ in range(4):
-        grid = torch.linspace(lower, upper, points, dtype=torch.float64)
-        errors = error(grid.unsqueeze(1))
-        best = int(errors.argmin())
-        lower, upper = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, points - 1)])
-    return float(grid[best]), float(errors[best])
+def _hash(numbers: Tensor, seed: int) -> Tensor:
+    """Mix 63-bit integers: multiplications, which wrap, and shifts (the constants are those of SplitMix64)."""
+    mask = 2**63 - 1
+    mixed = (numbers + seed) * -7046029254386353131 & mask
+    mixed = (mixed ^ (mixed >> 30)) * -4658895280553007687 & mask
+    mixed = (mixed ^ (mixed >> 27)) * -7723592293110705685 & mask
+    return mixed ^ (mixed >> 31)

@@ -8,17 +8,22 @@ ghost batches, so the cost is about that of ordinary batch normalisation and aut
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Grouping = Literal["strided", "contiguous"]
-Remainder = Literal["merge", "own", "error"]
-Running = Literal["sequential", "mean", "exact"]
-
-_GROUPINGS, _REMAINDERS, _RUNNINGS = get_args(Grouping), get_args(Remainder), get_args(Running)
+from ghostbn.groups import (
+    GROUPINGS,
+    REMAINDERS,
+    Grouping,
+    Remainder,
+    check_choice,
+    check_number,
+    check_size,
+    layout,
+)
+from ghostbn.running import RUNNINGS, Running, update_running
 
 
 def ghost_batch_norm(
@@ -72,35 +77,37 @@ def ghost_batch_norm(
         The normalised input, same shape and dtype.
 
     Raises:
-        TypeError: If `ghost_size` is not an integer.
+        TypeError: If `ghost_size` is not an integer, or momentum or eps not a number.
         ValueError: If an option is unknown, a size does not fit, or a ghost batch has one value per channel.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[1.0], [10.0], [3.0], [30.0]])
         >>> ghost_batch_norm(x, None, None, None, None, True, 0.1, 1e-9, ghost_size=2).flatten().tolist()
         [-1.0, -1.0, 1.0, 1.0]
     """
-    check_options(ghost_size, momentum, grouping, remainder, running)
+    ghost_size = check_options(ghost_size, momentum, eps, grouping, remainder, running)
     _check_channels(x, running_mean, running_var, weight, bias)
     if momentum is None and training and running_mean is not None and num_batches_tracked is None:
         raise ValueError("num_batches_tracked must be given when momentum is None, got None")
     if not training and running_mean is not None:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)
+    if x.numel() == 0:  # nothing to normalise and nothing to learn from
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
 
-    num_equal, size, tail_size = _layout(x.shape[0], ghost_size, remainder)
-    num_groups = num_equal + (tail_size > 0)
+    num_equal, size, tail_size = layout(x.shape[0], ghost_size, remainder)
+    num_groups = num_equal + (1 if tail_size > 0 else 0)
+    places = math.prod(x.shape[2:])
+    counts = size * places, (tail_size if tail_size > 0 else size) * places
+    if min(counts) == 1:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, "
+            f"got a ghost batch of size {torch.Size([1, *x.shape[1:]])}"
+        )
     if training and num_batches_tracked is not None:
         num_batches_tracked.add_(num_groups)
     if num_groups == 1 and momentum is not None:
         return F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
 
-    places = math.prod(x.shape[2:])
-    smallest = min(size, tail_size) if tail_size > 0 else size
-    if smallest * places == 1:
-        raise ValueError(
-            "Expected more than 1 value per channel when training, "
-            f"got a ghost batch of size {torch.Size([1, *x.shape[1:]])}"
-        )
     dtype = None if running_mean is None else running_mean.dtype
     # split, not slices: its backward is one concatenation instead of two padded gradients and their sum.
     body, *tail = x.split([num_equal * size, tail_size]) if tail_size > 0 else (x,)
@@ -108,97 +115,42 @@ def ghost_batch_norm(
     if tail:
         y_tail, statistics_tail = _normalise(tail[0], 1, grouping, weight, bias, eps, dtype)
         y, statistics = torch.cat([y, y_tail]), torch.cat([statistics, statistics_tail], dim=1)
-
     if training and running_mean is not None and running_var is not None:
-        if running == "exact":
-            counts = statistics.new_full((num_groups, 1), size * places)
-            counts[num_equal:] = tail_size * places
-            statistics = _pool(statistics, counts)
-        count = num_batches_tracked if momentum is None else None
-        decay, weights = _step(statistics, num_groups, momentum, count, running)
-        mean, variance = (weights * statistics).sum(1).unbind()
-        running_mean.mul_(decay).add_(mean)
-        running_var.mul_(decay).add_(variance)
+        update_running(running_mean, running_var, statistics, counts, momentum, running, num_batches_tracked)
     return y
 
 
-def ghost_groups(
-    num_samples: int, ghost_size: int, *, grouping: Grouping = "strided", remainder: Remainder = "merge"
-) -> Tensor:
-    """Tell which ghost batch each sample of a batch belongs to.
-
-    Args:
-        num_samples: N, the size of the batch.
-        ghost_size: S, see `ghost_batch_norm`.
-        grouping: See `ghost_batch_norm`.
-        remainder: See `ghost_batch_norm`.
-
-    Returns:
-        (N,) integers in 0..G-1, in the order in which the running statistics see the ghost batches.
-
-    Raises:
-        TypeError: If `ghost_size` is not an integer.
-        ValueError: If an option is unknown or a size does not fit.
-
-    Example:
-        >>> ghost_groups(7, 2).tolist()
-        [0, 1, 0, 1, 2, 2, 2]
-        >>> ghost_groups(7, 2, grouping="contiguous", remainder="own").tolist()
-        [0, 0, 1, 1, 2, 2, 3]
-    """
-    check_options(ghost_size, None, grouping, remainder, "sequential")
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    num_equal, size, tail_size = _layout(num_samples, ghost_size, remainder)
-    samples = torch.arange(num_equal * size)
-    body = samples % num_equal if grouping == "strided" else samples // size
-    return torch.cat([body, torch.full((tail_size,), num_equal)])
-
-
 def check_options(
-    ghost_size: int, momentum: float | None, grouping: str, remainder: str, running: str
-) -> None:
+    ghost_size: int, momentum: float | None, eps: float, grouping: str, remainder: str, running: str
+) -> int:
     """Raise unless the options of `ghost_batch_norm` are what they must be.
 
     Args:
         ghost_size: See `ghost_batch_norm`.
         momentum: See `ghost_batch_norm`.
+        eps: See `ghost_batch_norm`.
         grouping: See `ghost_batch_norm`.
         remainder: See `ghost_batch_norm`.
         running: See `ghost_batch_norm`.
 
+    Returns:
+        `ghost_size` as a plain integer.
+
     Raises:
-        TypeError: If `ghost_size` is not an integer.
+        TypeError: If `ghost_size` is not an integer, or momentum or eps not a number.
         ValueError: If another option is not one of its values.
     """
-    if not isinstance(ghost_size, int) or isinstance(ghost_size, bool):
-        raise TypeError(f"ghost_size must be an integer, got {ghost_size!r}")
-    if ghost_size < 1:
-        raise ValueError(f"ghost_size must be at least 1, got {ghost_size}")
+    check_number("eps", eps)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be non-negative and finite, got {eps}")
+    if momentum is not None:
+        check_number("momentum", momentum)
     if momentum is not None and not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be None or in [0, 1], got {momentum}")
-    if grouping not in _GROUPINGS:
-        raise ValueError(f"grouping must be one of {_GROUPINGS}, got {grouping!r}")
-    if remainder not in _REMAINDERS:
-        raise ValueError(f"remainder must be one of {_REMAINDERS}, got {remainder!r}")
-    if running not in _RUNNINGS:
-        raise ValueError(f"running must be one of {_RUNNINGS}, got {running!r}")
-
-
-def _layout(num_samples: int, ghost_size: int, remainder: Remainder) -> tuple[int, int, int]:
-    """How many equal ghost batches come first, their size, and the size of the one after them, 0 if none."""
-    full, rest = divmod(num_samples, ghost_size)
-    if rest > 0 and remainder == "error":
-        raise ValueError(
-            f"ghost_size must divide the batch when remainder is 'error', got {ghost_size} for {num_samples}"
-        )
-    if full == 0:
-        return 1, num_samples, 0
-    if rest == 0 or remainder == "own":
-        return full, ghost_size, rest
-    if full == 1:
-        return 1, num_samples, 0
-    return full - 1, ghost_size, ghost_size + rest
+    check_choice("grouping", grouping, GROUPINGS)
+    check_choice("remainder", remainder, REMAINDERS)
+    check_choice("running", running, RUNNINGS)
+    return check_size("ghost_size", ghost_size)
 
 
 def _normalise(
@@ -214,66 +166,52 @@ def _normalise(
 
     Statistics are left empty where nothing keeps them.
     """
-    num_channels = x.shape[1]
-    strided = grouping == "strided"
     channels_last = _is_channels_last(x)
-    if channels_last:
-        x = x.movedim(1, -1)
-    grouped = x.unflatten(0, (-1, num_groups) if strided else (num_groups, -1))
-    grouped = grouped if strided else grouped.transpose(0, 1)  # (S, G, C, *), or (S, G, *, C)
-    if channels_last:
-        grouped = grouped.movedim(1, -2)
-        folded = grouped.flatten(-2).flatten(0, -2)
-    else:
-        folded = grouped.flatten(1, 2)
+    parts = _part(x, num_groups, grouping)  # (S, G, C, *)
+    folded = _fold_last(parts) if channels_last else parts.flatten(1, 2)
 
     # With momentum 1 the fused kernel hands out its own statistics as "running" ones: no second pass.
-    num_kept = 0 if statistics_dtype is None else folded.shape[1]
+    num_kept = 0 if statistics_dtype is None else num_groups * x.shape[1]
     statistics = torch.zeros(2, num_kept, dtype=statistics_dtype, device=x.device)
-    means, variances = statistics.unbind() if num_kept > 0 else (None, None)
+    means, variances = statistics.unbind() if statistics_dtype is not None else (None, None)
     gamma = None if weight is None else weight.expand(num_groups, -1).reshape(-1)
     beta = None if bias is None else bias.expand(num_groups, -1).reshape(-1)
     y = F.batch_norm(folded, means, variances, gamma, beta, True, 1.0, eps)
 
-    y = y.unflatten(1, (num_groups, num_channels))
     if channels_last:
-        y = y.unflatten(0, grouped.shape[:-2]).movedim(-2, 1)
-    y = (y if strided else y.transpose(0, 1)).flatten(0, 1)
-    if channels_last:
-        y = y.movedim(-1, 1)
+        y = _join(_unfold_last(y, parts.shape), grouping).movedim(-1, 1)
+    else:
+        y = _join(y.unflatten(1, parts.shape[1:3]), grouping)
     return y, statistics.view(2, num_groups, num_kept // num_groups)
+
+
+def _part(x: Tensor, num_groups: int, grouping: Grouping) -> Tensor:
+    """(G S, C, *) to (S, G, C, *), without a copy."""
+    if grouping == "strided":
+        return x.unflatten(0, (-1, num_groups))
+    return x.unflatten(0, (num_groups, -1)).transpose(0, 1)
+
+
+def _join(parts: Tensor, grouping: Grouping) -> Tensor:
+    """(S, G, ...) back to (G S, ...)."""
+    return (parts if grouping == "strided" else parts.transpose(0, 1)).flatten(0, 1)
+
+
+def _fold_last(parts: Tensor) -> Tensor:
+    """(S, G, C, *) whose channels lie last in memory to rows of (G C), places among the samples."""
+    return parts.movedim((1, 2), (-2, -1)).flatten(-2).flatten(0, -2)
+
+
+def _unfold_last(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Rows of (G C) back to the parts of that shape, with the channels moved to the end: (S, G, *, C)."""
+    size, num_groups, num_channels, *places = shape
+    return rows.view(size, *places, num_groups, num_channels).movedim(-2, 1)
 
 
 def _is_channels_last(x: Tensor) -> bool:
     if x.dim() not in (4, 5) or x.is_contiguous():
         return False
     return x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-
-
-def _pool(statistics: Tensor, counts: Tensor) -> Tensor:
-    """Mean and unbiased variance, (2, 1, C), of the union of groups, by the law of total variance."""
-    means, variances = statistics.unbind()
-    total = counts.sum()
-    mean = (counts * means).sum(0, keepdim=True) / total
-    within = ((counts - 1) * variances).sum(0, keepdim=True)
-    between = (counts * (means - mean).square()).sum(0, keepdim=True)
-    return torch.stack([mean, (within + between) / (total - 1)])
-
-
-def _step(
-    statistics: Tensor, num_groups: int, momentum: float | None, count: Tensor | None, running: Running
-) -> tuple[float | Tensor, float | Tensor]:
-    """Decay of the running statistics, and weights of the statistics (2, G, C), or pooled (2, 1, C), they then add."""
-    rows = statistics.shape[1]
-    if momentum is None:
-        assert count is not None
-        gain = num_groups / count.to(statistics.dtype)
-        return 1 - gain, gain / rows
-    decay = (1 - momentum) ** num_groups
-    if running != "sequential":
-        return decay, (1 - decay) / rows
-    age = torch.arange(rows - 1, -1, -1, dtype=statistics.dtype, device=statistics.device)
-    return decay, momentum * (1 - momentum) ** age.unsqueeze(1)
 
 
 def _check_channels(x: Tensor, *per_channel: Tensor | None) -> None:

@@ -1,19 +1,25 @@
 """Ghost batch normalisation as layers: torch's own batch normalisation layers with one more argument."""
 
-from __future__ import annotations
+# No postponed annotations here: TorchScript has to read them.
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ghostbn.functional import Grouping, Remainder, Running, check_options, ghost_batch_norm
+from ghostbn.functional import check_options, ghost_batch_norm
+from ghostbn.groups import Grouping, Remainder, check_size
+from ghostbn.running import Running
 
 
 class _GhostBatchNorm(_BatchNorm):
-    ghost_size: int
-    grouping: Grouping
-    remainder: Remainder
-    running: Running
+    if TYPE_CHECKING:  # TorchScript reads a class's annotations and knows no Literal
+        ghost_size: int
+        grouping: Grouping
+        remainder: Remainder
+        running: Running
 
     def __init__(
         self,
@@ -30,12 +36,9 @@ class _GhostBatchNorm(_BatchNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_options(ghost_size, momentum, grouping, remainder, running)
+        check_options(ghost_size, momentum, eps, grouping, remainder, running)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        self.ghost_size = ghost_size
-        self.grouping = grouping
-        self.remainder = remainder
-        self.running = running
+        set_options(self, ghost_size, grouping, remainder, running)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise, and update the running statistics in training mode.
@@ -54,6 +57,14 @@ class _GhostBatchNorm(_BatchNorm):
             raise ValueError(
                 f"input must have num_features = {self.num_features} channels, got {input.shape[1]}"
             )
+        if not self.training and self.running_mean is not None:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return self._by_ghost_batches(input)
+
+    @torch.jit.unused  # scripted models evaluate; training by ghost batches is eager or compiled
+    def _by_ghost_batches(self, input: Tensor) -> Tensor:
         tracks = self.track_running_stats or not self.training
         return ghost_batch_norm(
             input,
@@ -74,6 +85,37 @@ class _GhostBatchNorm(_BatchNorm):
     def extra_repr(self) -> str:
         own = f"ghost_size={self.ghost_size}, grouping={self.grouping!r}, "
         return f"{super().extra_repr()}, {own}remainder={self.remainder!r}, running={self.running!r}"
+
+
+def set_options(
+    layer: Any, ghost_size: int, grouping: Grouping, remainder: Remainder, running: Running
+) -> None:
+    """Give a layer all that a ghost layer has and torch's has not.
+
+    Args:
+        layer: A ghost layer, or one that is to become one.
+        ghost_size: See `ghost_batch_norm`.
+        grouping: See `ghost_batch_norm`.
+        remainder: See `ghost_batch_norm`.
+        running: See `ghost_batch_norm`.
+    """
+    layer.ghost_size = check_size("ghost_size", ghost_size)
+    layer.grouping = grouping
+    layer.remainder = remainder
+    layer.running = running
+    # torch.fx keeps a module whole, as one node, if it says that it is torch's own; else it would trace into
+    # a forward that depends on the batch size.
+    layer.__module__ = nn.BatchNorm1d.__module__
+
+
+def clear_options(layer: Any) -> None:
+    """Take away what `set_options` gave.
+
+    Args:
+        layer: A ghost layer that is to become one of torch's again.
+    """
+    for name in ("ghost_size", "grouping", "remainder", "running", "__module__"):
+        delattr(layer, name)
 
 
 class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
@@ -98,10 +140,10 @@ class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
         dtype: Of parameters and buffers.
 
     Raises:
-        TypeError: If `ghost_size` is not an integer.
+        TypeError: If `ghost_size` is not an integer, or momentum or eps not a number.
         ValueError: If an option is not one of its values.
 
-    Example:
+    Examples:
         >>> layer = GhostBatchNorm1d(8, ghost_size=32)
         >>> layer(torch.ones(256, 8)).shape, int(layer.num_batches_tracked)
         (torch.Size([256, 8]), 8)
@@ -113,7 +155,7 @@ class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
 
     Arguments and meaning are those of `GhostBatchNorm1d`; the input is (N, C, H, W).
 
-    Example:
+    Examples:
         >>> isinstance(GhostBatchNorm2d(8, ghost_size=32), nn.BatchNorm2d)
         True
     """
@@ -124,7 +166,7 @@ class GhostBatchNorm3d(_GhostBatchNorm, nn.BatchNorm3d):
 
     Arguments and meaning are those of `GhostBatchNorm1d`; the input is (N, C, D, H, W).
 
-    Example:
+    Examples:
         >>> GhostBatchNorm3d(8, ghost_size=2)(torch.ones(4, 8, 2, 2, 2)).shape
         torch.Size([4, 8, 2, 2, 2])
     """

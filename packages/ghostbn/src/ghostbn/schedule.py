@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ghostbn.groups import check_number, check_size
 
 
 def scale_lr(
@@ -35,17 +38,24 @@ def scale_lr(
         $\eta$.
 
     Raises:
-        ValueError: If a size is not positive, the learning rate is negative or the rule is unknown.
+        TypeError: If an argument or the rule's factor is not a number.
+        ValueError: If a size is not positive, the learning rate or the rule's factor is negative or not finite, or
+            the rule is unknown.
 
-    Example:
+    Examples:
         >>> scale_lr(0.1, 2048, 128)
         0.4
     """
+    check_number("learning_rate", learning_rate)
     if not 0 <= learning_rate < math.inf:
         raise ValueError(f"learning_rate must be non-negative and finite, got {learning_rate}")
     ratio = _ratio(batch_size, base_batch_size)
     if callable(rule):
-        return learning_rate * rule(ratio)
+        factor = rule(ratio)
+        check_number("the factor of rule", factor)
+        if not 0 <= factor < math.inf:
+            raise ValueError(f"rule must give a non-negative finite factor, got {factor} for {ratio}")
+        return learning_rate * factor
     if rule not in _RULES:
         raise ValueError(f"rule must be one of {tuple(_RULES)} or a function, got {rule!r}")
     return learning_rate * ratio ** _RULES[rule]
@@ -68,19 +78,18 @@ def adapt_regime(
         The new milestones and the new number of epochs.
 
     Raises:
+        TypeError: If an epoch is not an integer, or a size not a number.
         ValueError: If a size is not positive, or milestones do not increase within 1..total_epochs.
 
-    Example:
+    Examples:
         >>> adapt_regime([81, 122, 164], 200, batch_size=512, base_batch_size=128)
         ([324, 488, 656], 800)
     """
-    if total_epochs < 1:
-        raise ValueError(f"total_epochs must be at least 1, got {total_epochs}")
+    total_epochs = check_size("total_epochs", total_epochs)
+    milestones = [_epoch(epoch) for epoch in milestones]
     bounded = not milestones or (milestones[0] >= 1 and milestones[-1] <= total_epochs)
     if not bounded or any(later <= earlier for earlier, later in pairwise(milestones)):
-        raise ValueError(
-            f"milestones must increase strictly within 1..{total_epochs}, got {list(milestones)}"
-        )
+        raise ValueError(f"milestones must increase strictly within 1..{total_epochs}, got {milestones}")
     stretch = math.ceil(_ratio(batch_size, base_batch_size))
     return [epoch * stretch for epoch in milestones], total_epochs * stretch
 
@@ -102,7 +111,7 @@ class AdaptedSchedule:
         TypeError: If the scheduler is not an LRScheduler, or is ReduceLROnPlateau, which follows a metric.
         ValueError: If a size is not positive or an epoch has no update.
 
-    Example:
+    Examples:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         >>> epochs = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[1, 3])
         >>> schedule = AdaptedSchedule(epochs, num_samples=100, base_batch_size=50)  # 2 updates an epoch
@@ -123,8 +132,7 @@ class AdaptedSchedule:
                 "scheduler must be a torch.optim.lr_scheduler.LRScheduler that needs no metric, "
                 f"got {type(scheduler).__name__}"
             )
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        num_samples = check_size("num_samples", num_samples)
         ratio = _ratio(num_samples, base_batch_size, name="num_samples")
         self.updates_per_epoch = math.floor(ratio) if drop_last else math.ceil(ratio)
         if self.updates_per_epoch < 1:
@@ -143,7 +151,7 @@ class AdaptedSchedule:
         Returns:
             The number of updates.
         """
-        return total_epochs * self.updates_per_epoch
+        return check_size("total_epochs", total_epochs) * self.updates_per_epoch
 
     def step(self) -> None:
         """Advance by one update; call it after every `optimizer.step()`."""
@@ -157,14 +165,29 @@ class AdaptedSchedule:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the update index and the wrapped scheduler's state."""
-        return {"update": self.update, "scheduler": self.scheduler.state_dict()}
+        return {
+            "update": self.update,
+            "updates_per_epoch": self.updates_per_epoch,
+            "scheduler": self.scheduler.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state.
 
         Args:
             state_dict: What `state_dict()` returned.
+
+        Raises:
+            ValueError: If the state is none of an `AdaptedSchedule`, or of one with another number of updates in an
+                epoch.
         """
+        if "update" not in state_dict:
+            raise ValueError(f"state_dict must be of an AdaptedSchedule, got the keys {sorted(state_dict)}")
+        saved = state_dict.get("updates_per_epoch", self.updates_per_epoch)  # version 0.1.0 had none
+        if saved != self.updates_per_epoch:
+            raise ValueError(
+                f"state_dict must be of a schedule with updates_per_epoch = {self.updates_per_epoch}, got {saved}"
+            )
         self.update = state_dict["update"]
         self.scheduler.load_state_dict(state_dict["scheduler"])
 
@@ -198,13 +221,13 @@ def sample_loss_weights(
 
     Raises:
         ValueError: If a size is not positive or `batch_size` is below `base_batch_size`.
+        TypeError: If `num_samples` is not an integer, or a size not a number.
 
-    Example:
+    Examples:
         >>> sample_loss_weights(3, batch_size=128, base_batch_size=128).tolist()
         [1.0, 1.0, 1.0]
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    num_samples = check_size("num_samples", num_samples)
     variance = _ratio(batch_size, base_batch_size) - 1
     if variance < 0:
         raise ValueError(f"batch_size must be at least base_batch_size = {base_batch_size}, got {batch_size}")
@@ -217,8 +240,16 @@ def sample_loss_weights(
 _RULES = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 
 
+def _epoch(epoch: int) -> int:
+    try:
+        return operator.index(epoch)
+    except TypeError:
+        raise TypeError(f"milestones must be integers, got {epoch!r}") from None
+
+
 def _ratio(size: float, base_batch_size: float, name: str = "batch_size") -> float:
     for argument, value in ((name, size), ("base_batch_size", base_batch_size)):
+        check_number(argument, value)
         if not 0 < value < math.inf:
             raise ValueError(f"{argument} must be positive and finite, got {value}")
     return size / base_batch_size
