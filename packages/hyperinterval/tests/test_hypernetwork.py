@@ -1,5 +1,6 @@
 """The hypernetwork as a module, its tasks, and what it refuses."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -39,21 +40,6 @@ def test_initial_values_come_from_the_generator_and_have_the_ranges_of_linear_la
     values = torch.cat([*many.embeddings])
     assert abs(values.mean()) < 0.05
     assert abs(values.std() - 1) < 0.05
-
-
-@pytest.mark.parametrize("mode", ["nested", "free"])
-def test_state_dict_round_trips_with_the_tasks_started(mode):
-    hyper, fresh = make(mode, dtype=torch.float64), make(mode, dtype=torch.float64)
-    for task in range(2):
-        hyper.start_task(task)
-        hyper.embeddings[task].data.normal_()
-        hyper.freeze(task)
-    fresh.load_state_dict(hyper.state_dict())
-    for name, value in hyper.universal().items():
-        assert value.dtype == torch.float64
-        assert torch.equal(fresh.universal()[name], value)
-    net = target().double()
-    net.load_state_dict(fresh.universal())
 
 
 def test_the_current_embedding_alone_is_trained_and_begins_where_the_last_ended():
@@ -167,6 +153,10 @@ def test_whole_iteration_compiles_without_a_break():
     torch.testing.assert_close(compiled(x, y, eps), iteration(x, y, eps))
     gradients = [torch.autograd.grad(run(x, y, eps)[0], [*hyper.weights]) for run in (compiled, iteration)]
     torch.testing.assert_close(*gradients)
+    loss, _ = compiled(
+        x, y, torch.tensor(-1.0)
+    )  # a wrong eps that nobody can read there spoils what it makes
+    assert loss.isnan()
 
 
 @pytest.mark.parametrize(
@@ -176,6 +166,7 @@ def test_whole_iteration_compiles_without_a_break():
         ({"eps": -1.0}, "eps must be > 0"),
         ({"eps": float("nan")}, "eps must be > 0"),
         ({"mode": "forced"}, "mode must be 'nested' or 'free', got 'forced'"),
+        ({"init": "xavier"}, "init must be 'linear' or 'hyperfan', got 'xavier'"),
         ({"num_tasks": 0}, "must be >= 1, got 0, 24"),
         ({"hidden": (4, 0)}, "must be >= 1"),
         ({"target_shapes": {}}, "target_shapes must name at least one parameter"),
@@ -184,6 +175,72 @@ def test_whole_iteration_compiles_without_a_break():
 def test_constructor_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         IntervalHypernetwork(**{"target_shapes": {"w": (2,)}, "num_tasks": 2, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_tasks": 2.0}, "num_tasks must be an integer, got 2.0"),
+        ({"embedding_dim": "6"}, "embedding_dim must be an integer, got '6'"),
+        ({"hidden": (3.5,)}, "hidden must be an integer, got 3.5"),
+        ({"hidden": 5}, "hidden must be several integers"),
+        ({"target_shapes": {"w": 3}}, r"target_shapes\['w'\] must be several integers"),
+        ({"dtype": torch.int64}, "dtype must be a floating dtype, got torch.int64"),
+    ],
+)
+def test_constructor_types(options, message):
+    with pytest.raises(TypeError, match=message):
+        IntervalHypernetwork(**{"target_shapes": {"w": (2,)}, "num_tasks": 2, **options})
+
+
+def test_sizes_and_tasks_may_be_numpy_integers():
+    hyper = IntervalHypernetwork({"w": (2,)}, np.int64(2), np.int32(3), (np.uint8(4),))
+    hyper.start_task(np.int64(1))
+    assert torch.equal(hyper(np.int64(1))["w"].lo, hyper(1)["w"].lo)
+    with pytest.raises(TypeError, match=r"task must be an integer, got 1\.0"):
+        hyper(1.0)
+    with pytest.raises(TypeError, match=r"iterations must be an integer, got 2\.5"):
+        IntervalSchedule(2.5, 1.0)
+
+
+@pytest.mark.parametrize("eps", [-1.0, float("nan"), float("inf")])
+def test_a_wrong_eps_is_named_as_a_number_and_as_a_tensor(eps):
+    hyper = make()
+    pins = snapshot(hyper, [])
+    for value in (eps, torch.tensor(eps), torch.tensor([eps])):
+        for call in (
+            hyper,
+            hyper.embedding_box,
+            lambda task, eps: boxes_and_regularizer(hyper, task, pins, eps=eps),
+        ):
+            with pytest.raises(ValueError, match="eps must be >= 0 and finite, got"):
+                call(0, eps=value)
+    with pytest.raises(ValueError, match=r"eps must be one number, got a tensor of shape \(6,\)"):
+        hyper(0, eps=torch.ones(6))
+    for value in (0.7, torch.tensor(0.7), torch.tensor([0.7])):
+        torch.testing.assert_close(hyper(0, eps=value)["2.bias"].hi, hyper(0, eps=0.7)["2.bias"].hi)
+
+
+def test_hyperfan_starts_the_target_as_its_own_layers_would():
+    net = nn.Sequential(nn.Linear(196, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
+    x = torch.rand(64, 196, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for init in ("linear", "hyperfan"):
+        generator = torch.Generator().manual_seed(1)
+        hyper = IntervalHypernetwork(net, 3, init=init, generator=generator)
+        with torch.no_grad():
+            boxes = hyper(0)
+            out = interval_forward(net, boxes, x)
+        found[init] = (boxes, out)
+    for name in ("0.weight", "2.weight", "4.weight"):
+        fan_in = net.get_parameter(name).shape[1]
+        spread = found["hyperfan"][0][name].mid.std() * (3 * fan_in) ** 0.5
+        assert 0.85 < spread < 1.15
+    own = net(x).std().item()
+    assert 0.3 * own < found["hyperfan"][1].mid.std() < 3 * own
+    assert found["linear"][1].rad.mean() > 10 * found["hyperfan"][1].rad.mean()
+    # Without it the last layer is that of torch.nn.Linear, whatever the target.
+    assert found["linear"][0]["0.weight"].mid.std() > 3 * found["hyperfan"][0]["0.weight"].mid.std()
 
 
 def test_tasks_out_of_range_or_order():
@@ -239,3 +296,31 @@ def test_schedule_arguments(options, message):
         IntervalSchedule(**{"iterations": 10, "eps": 1.0, **options})
     with pytest.raises(ValueError, match="iteration must be >= 0"):
         IntervalSchedule(10, 1.0).at(-1)
+
+
+@pytest.mark.parametrize("radius", ["intersection", "point"])
+def test_universal_weights_are_those_without_autocast(radius):
+    hyper = make()
+    hyper.start_task(0)
+    expected = hyper.universal(radius=radius)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = hyper.universal(radius=radius)
+        with pytest.raises(TypeError, match="switch autocast off"):
+            hyper(0, outward=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_one_task_where_several_are_asked_for():
+    hyper = make()
+    hyper.start_task(0)
+    for call in (hyper.universal, hyper.intersection_box, lambda tasks: snapshot(hyper, tasks)):
+        with pytest.raises(TypeError, match="tasks must be several integers, such as a list of them, got 0"):
+            call(0)
+
+
+@pytest.mark.parametrize(
+    "make_with", [IntervalSchedule, lambda number, eps: IntervalHypernetwork({"w": (2,)}, number, eps=eps)]
+)
+def test_an_eps_of_text_is_named(make_with):
+    with pytest.raises(TypeError, match="eps must be a number, got '1e-3'"):
+        make_with(10, eps="1e-3")

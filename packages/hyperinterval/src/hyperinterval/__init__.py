@@ -10,17 +10,14 @@ from hyperinterval.continual import (
     interval_regularizer,
     snapshot,
 )
+from hyperinterval.elementwise import interval_add, interval_apply
 from hyperinterval.evaluation import certified_accuracy, entropy_task_choice
 from hyperinterval.hypernetwork import IntervalHypernetwork
-from hyperinterval.intervals import (
-    IntervalTensor,
-    interval_add,
-    interval_apply,
-    interval_conv2d,
-    interval_linear,
-)
+from hyperinterval.intervals import IntervalTensor
+from hyperinterval.layers import interval_conv2d, interval_linear
 from hyperinterval.losses import interval_cross_entropy, interval_mse, worst_case_logits
-from hyperinterval.target import INTERVAL_RULES, IntervalRule, interval_forward, relaxed_forward
+from hyperinterval.rules import INTERVAL_RULES, IntervalRule
+from hyperinterval.target import interval_forward, relaxed_forward
 
 __all__ = [
     "INTERVAL_RULES",

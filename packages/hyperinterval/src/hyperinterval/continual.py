@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hyperinterval.arguments import check_positive, several, whole_number
 from hyperinterval.hypernetwork import IntervalHypernetwork
 from hyperinterval.intervals import IntervalTensor
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The weight boxes of old tasks, to be kept.
+    """The weight boxes of old tasks, to be kept: with a checkpoint in the middle of a task, too.
 
     Args:
         tasks: Numbers of the tasks.
@@ -44,12 +44,12 @@ def snapshot(hyper: IntervalHypernetwork, tasks: Iterable[int]) -> Targets:
     Raises:
         ValueError: If a task is out of range.
 
-    Example:
+    Examples:
         >>> hyper = IntervalHypernetwork({"weight": (2, 3)}, num_tasks=4)
         >>> snapshot(hyper, range(2)).mid.shape
         torch.Size([2, 6])
     """
-    chosen = tuple(tasks)
+    chosen = several("tasks", tasks)
     if not chosen:
         empty = hyper.embeddings[0].new_zeros(0, sum(shape.numel() for shape in hyper.target_shapes.values()))
         return Targets((), empty, empty)
@@ -84,7 +84,7 @@ def interval_regularizer(
     Raises:
         ValueError: If an option is none of those named, or the targets are of another target network.
 
-    Example:
+    Examples:
         >>> hyper = IntervalHypernetwork({"weight": (2, 3)}, num_tasks=4)
         >>> pins = snapshot(hyper, range(2))
         >>> interval_regularizer(hyper, pins).item()
@@ -124,7 +124,7 @@ def boxes_and_regularizer(
     Raises:
         ValueError: As the two functions do.
 
-    Example:
+    Examples:
         >>> hyper = IntervalHypernetwork({"weight": (2, 3)}, num_tasks=4)
         >>> boxes, regularizer = boxes_and_regularizer(hyper, 2, snapshot(hyper, range(2)), eps=1.0)
         >>> boxes["weight"].shape, regularizer.item()
@@ -202,7 +202,7 @@ class IntervalSchedule:
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> schedule = IntervalSchedule(iterations=10, eps=2.0)
         >>> [schedule.at(i)[0] for i in (0, 2, 4, 9)]
         [0.0, 1.0, 2.0, 2.0]
@@ -214,13 +214,12 @@ class IntervalSchedule:
     kappa_decay: float = 5e-5
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
+        if whole_number("iterations", self.iterations) < 1:
             raise ValueError(f"iterations must be >= 1, got {self.iterations}")
-        if not 0 < self.eps < math.inf:
-            raise ValueError(f"eps must be > 0 and finite, got {self.eps}")
+        check_positive("eps", self.eps)
         if not 0 <= self.kappa <= 1:
             raise ValueError(f"kappa must be in [0, 1], got {self.kappa}")
-        if self.kappa_decay < 0:
+        if not self.kappa_decay >= 0:
             raise ValueError(f"kappa_decay must be >= 0, got {self.kappa_decay}")
 
     def at(self, iteration: int) -> tuple[float, float]:

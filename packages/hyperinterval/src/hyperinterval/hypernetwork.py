@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperinterval.intervals import IntervalTensor, rounding_factor
+from hyperinterval.arguments import check_positive, scalar, several, whole_number
+from hyperinterval.configuration import check_same, pack, unpack
+from hyperinterval.gradients import TwoProducts
+from hyperinterval.intervals import IntervalTensor
+from hyperinterval.rounding import rounding_factor
+from hyperinterval.shapes import shapes_of, shared_names
 
 
 class IntervalHypernetwork(nn.Module):
@@ -32,20 +35,26 @@ class IntervalHypernetwork(nn.Module):
     their absolute values in each call.
 
     Args:
-        target_shapes: The target module, or the shape of each of its parameters by name.
+        target_shapes: The target module, or the shape of each of its parameters by name. Shared parameters of
+            a module are made once. To leave some parameters of a module as they are, give the shapes of the rest.
         num_tasks: Number of tasks.
         embedding_dim: Dimension `d` of an embedding.
         hidden: Widths of the hidden layers.
         mode: `"nested"` or `"free"`.
         eps: Perturbation strength, the sum of an embedding's radii, > 0.
+        init: How the last layer starts: `"linear"` as `torch.nn.Linear`, like the official code, or `"hyperfan"`
+            (Chang et al., 2020), which gives the target's middle weights the variance that `torch.nn.Linear` would;
+            take it for targets of several wide layers, whose outputs and bounds are far too wide otherwise.
         generator: Source of the initial values: layers as in `torch.nn.Linear`, embeddings N(0, 1).
         device: Where the parameters live.
         dtype: Floating dtype of the parameters.
 
     Raises:
-        ValueError: If a size is not positive, `eps <= 0`, `mode` is neither of the two, or there is no target.
+        ValueError: If a size is not positive, `eps <= 0`, `mode` or `init` is neither of its two, or the target
+            has no parameters or is partly frozen.
+        TypeError: If a size is no integer, or the dtype not floating.
 
-    Example:
+    Examples:
         >>> target = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> hyper = IntervalHypernetwork(target, num_tasks=3, eps=1.0, generator=torch.Generator().manual_seed(0))
         >>> boxes = hyper(task=0)
@@ -66,25 +75,45 @@ class IntervalHypernetwork(nn.Module):
         mode: Literal["nested", "free"] = "nested",
         eps: float = 5.0,
         *,
+        init: Literal["linear", "hyperfan"] = "linear",
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self._shared: dict[str, str] = {}  # further names of a parameter, by name
         if isinstance(target_shapes, nn.Module):
-            target_shapes = {name: value.shape for name, value in target_shapes.named_parameters()}
+            self._shared = shared_names(target_shapes)
+            target_shapes = shapes_of(target_shapes)
         if not target_shapes:
             raise ValueError("target_shapes must name at least one parameter, got none")
+        num_tasks, embedding_dim = (
+            whole_number("num_tasks", num_tasks),
+            whole_number("embedding_dim", embedding_dim),
+        )
+        hidden = tuple(whole_number("hidden", width) for width in several("hidden", hidden))
+        shapes = {
+            name: tuple(
+                whole_number(f"target_shapes[{name!r}]", size)
+                for size in several(f"target_shapes[{name!r}]", shape)
+            )
+            for name, shape in target_shapes.items()
+        }
+        if any(size < 0 for shape in shapes.values() for size in shape):
+            raise ValueError(f"target_shapes must hold sizes >= 0, got {shapes}")
         if num_tasks < 1 or embedding_dim < 1 or any(width < 1 for width in hidden):
             raise ValueError(
                 "num_tasks, embedding_dim and every width of hidden must be >= 1, "
-                f"got {num_tasks}, {embedding_dim} and {tuple(hidden)}"
+                f"got {num_tasks}, {embedding_dim} and {hidden}"
             )
         if mode not in ("nested", "free"):
             raise ValueError(f"mode must be 'nested' or 'free', got {mode!r}")
-        if not 0 < eps < math.inf:
-            raise ValueError(f"eps must be > 0 and finite, got {eps}")
-        self.target_shapes = {name: torch.Size(shape) for name, shape in target_shapes.items()}
+        if init not in ("linear", "hyperfan"):
+            raise ValueError(f"init must be 'linear' or 'hyperfan', got {init!r}")
+        check_positive("eps", eps)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating dtype, got {dtype}")
+        self.target_shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         self.num_tasks, self.embedding_dim, self.mode, self.eps = num_tasks, embedding_dim, mode, float(eps)
 
         def uniform(*shape: int, bound: float) -> Tensor:
@@ -105,6 +134,8 @@ class IntervalHypernetwork(nn.Module):
             for _ in range(num_tasks if mode == "free" else 0)
         )
         self.register_buffer("started", torch.zeros(num_tasks, dtype=torch.bool, device=device))
+        if init == "hyperfan":
+            self._start_like_linear_layers(generator)
 
     def forward(
         self, task: int, eps: float | Tensor | None = None, *, outward: bool = False
@@ -171,22 +202,27 @@ class IntervalHypernetwork(nn.Module):
                 f"center and radius must both be (..., {self.embedding_dim}), "
                 f"got {tuple(center.shape)} and {tuple(radius.shape)}"
             )
-        last = len(self.weights) - 1
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            margin = None
-            if outward:
-                # |W| times factor (|c| + r) is the rounding limit; adding it to the radius saves a product.
-                terms = weight.shape[1]
-                factor = rounding_factor(terms, center.dtype)
-                radius = radius + factor * (center.abs() + radius)
-                margin = factor * bias.abs() + 4 * terms * torch.finfo(center.dtype).tiny
-            center, radius = _Products.apply(center, radius, weight, weight.abs())
-            center = center + bias
-            radius = radius if margin is None else radius + margin
-            if index < last:
-                lo, hi = torch.relu(center - radius), torch.relu(center + radius)
-                center, radius = (lo + hi) * 0.5, (hi - lo) * 0.5
+        for index in range(len(self.weights)):
+            center, radius = self._layer(index, center, radius, outward)
         return center, radius
+
+    def _layer(self, index: int, center: Tensor, radius: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
+        """Return the box after one layer, and after its ReLU if another follows."""
+        weight, bias = self.weights[index], self.biases[index]
+        margin = None
+        if outward:
+            # |W| times factor (|c| + r) is the rounding limit; adding it to the radius saves a product.
+            terms = weight.shape[1]
+            factor = rounding_factor(terms, center)
+            radius = radius + factor * (center.abs() + radius)
+            margin = factor * bias.abs() + 4 * terms * torch.finfo(center.dtype).tiny
+        center, radius = TwoProducts.apply(center, radius, weight, weight.abs())
+        center = center + bias
+        radius = radius if margin is None else radius + margin
+        if index + 1 == len(self.weights):
+            return center, radius
+        lo, hi = torch.relu(center - radius), torch.relu(center + radius)
+        return (lo + hi) * 0.5, (hi - lo) * 0.5
 
     def embedding_box(self, task: int, eps: float | Tensor | None = None) -> IntervalTensor:
         """Return a task's box of embeddings, (embedding_dim,).
@@ -213,11 +249,8 @@ class IntervalHypernetwork(nn.Module):
         Raises:
             ValueError: If a task is out of range, there is none, or `eps` is negative.
         """
-        tasks = tuple(tasks)
-        self._check_tasks(tasks)
-        eps = self.eps if eps is None else eps
-        if not isinstance(eps, Tensor) and not 0 <= eps < math.inf:
-            raise ValueError(f"eps must be >= 0 and finite, got {eps}")
+        tasks = self._numbers(tasks)
+        eps = self.eps if eps is None else scalar("eps", eps)
         embedding = torch.stack([self.embeddings[task] for task in tasks])
         if self.mode == "nested":
             center = torch.cos(embedding) * (eps / (2 * self.embedding_dim))
@@ -227,8 +260,9 @@ class IntervalHypernetwork(nn.Module):
     def start_task(self, task: int) -> None:
         """Prepare for a task: its embedding alone, and the layers, are to be trained.
 
-        In nested mode the embedding starts as a copy of the previous task's. Make a new optimizer afterwards:
-        the moments of the old one would still move frozen embeddings.
+        In nested mode the embedding starts as a copy of the previous task's. A task that was started before goes
+        on where it was, as after loading a checkpoint. Make a new optimizer afterwards: the moments of the old
+        one would still move frozen embeddings.
 
         Args:
             task: Number of the task.
@@ -236,11 +270,11 @@ class IntervalHypernetwork(nn.Module):
         Raises:
             ValueError: If `task` is out of range.
         """
-        self._check_tasks((task,))
+        (task,) = self._numbers((task,))
         for group in (self.embeddings, self.raw_radii):
             for index, value in enumerate(group):
                 _train(value, index == task)
-        if self.mode == "nested" and task > 0:
+        if self.mode == "nested" and task > 0 and not self.started[task]:
             with torch.no_grad():
                 self.embeddings[task].copy_(self.embeddings[task - 1])
         self.started[task] = True
@@ -254,7 +288,7 @@ class IntervalHypernetwork(nn.Module):
         Raises:
             ValueError: If `task` is out of range.
         """
-        self._check_tasks((task,))
+        (task,) = self._numbers((task,))
         for group in (self.embeddings, self.raw_radii):
             for value in group[task : task + 1]:
                 _train(value, False)
@@ -287,7 +321,8 @@ class IntervalHypernetwork(nn.Module):
     ) -> dict[str, Tensor]:
         """Return one set of target weights for all tasks, for `load_state_dict` (section 3, nested).
 
-        It holds parameters alone: a target with buffers loads it with `strict=False`.
+        It holds the target's parameters, shared ones under each of their names, and no buffers: a target that
+        has buffers, such as those of batch normalisation, loads it with `strict=False` and keeps its own.
 
         With `u` the midpoint of the intersection of the tasks' boxes, the weights are
 
@@ -317,8 +352,55 @@ class IntervalHypernetwork(nn.Module):
             spread = torch.zeros_like(intersection.mid)
         else:
             raise ValueError(f"radius must be 'intersection', 'full' or 'point', got {radius!r}")
-        with torch.no_grad():
-            return self._split(self.flat_box(intersection.mid, spread)[0])
+        device = intersection.lo.device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):  # it would round them out of the boxes
+            weights = self._split(self.flat_box(intersection.mid, spread)[0])
+        return weights | {name: weights[first] for name, first in self._shared.items()}
+
+    def get_extra_state(self) -> Tensor:
+        """Return what decides the boxes besides the parameters, for `state_dict`; a tensor of bytes."""
+        trained = [value.requires_grad for value in self.embeddings]
+        return pack(self._configuration() | {"trained": trained})
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over which embeddings are frozen, for `load_state_dict`."""
+        for task, trained in enumerate(unpack(state)["trained"]):
+            for group in (self.embeddings, self.raw_radii):
+                for value in group[task : task + 1]:
+                    _train(value, trained)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Before anything is loaded: a state under another eps or mode would fit, and mean other boxes.
+        if (state := state_dict.get(f"{prefix}_extra_state")) is not None:
+            check_same(unpack(state), self._configuration())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _configuration(self) -> dict[str, Any]:
+        shapes = [
+            [name, list(shape)] for name, shape in self.target_shapes.items()
+        ]  # in the order of the output
+        return {
+            "mode": self.mode,
+            "eps": self.eps,
+            "num_tasks": self.num_tasks,
+            "embedding_dim": self.embedding_dim,
+            "target_shapes": shapes,
+        }
+
+    @torch.no_grad()
+    def _start_like_linear_layers(self, generator: torch.Generator | None) -> None:
+        """Draw the last layer anew, so that the middle weights have the variance of `torch.nn.Linear`'s."""
+        center, radius = self.embedding_center_radius(range(self.num_tasks))
+        for index in range(len(self.weights) - 1):
+            center, radius = self._layer(index, center, radius, outward=False)
+        inputs = center.square().sum(dim=-1).mean().clamp(min=torch.finfo(center.dtype).tiny)
+        fan_in, last = 1, self.weights[-1]
+        rows = last.split(self._sizes)
+        for shape, part in zip(self.target_shapes.values(), rows, strict=True):
+            if len(shape) > 1:  # a bias follows its weight and has the same bound
+                fan_in = shape[1:].numel()
+            part.uniform_(-1, 1, generator=generator).mul_((fan_in * inputs).rsqrt())
+        self.biases[-1].zero_()
 
     @property
     def _sizes(self) -> list[int]:
@@ -332,23 +414,25 @@ class IntervalHypernetwork(nn.Module):
             for (name, shape), piece in zip(shapes, pieces, strict=True)
         }
 
-    def _check_tasks(self, tasks: tuple[int, ...]) -> None:
-        for task in tasks:
+    def _numbers(self, tasks: Iterable[int]) -> tuple[int, ...]:
+        chosen = tuple(whole_number("task", task) for task in several("tasks", tasks))
+        for task in chosen:
             if not 0 <= task < self.num_tasks:
                 raise ValueError(f"task must be in 0..{self.num_tasks - 1}, got {task}")
-        if not tasks:
+        if not chosen:
             raise ValueError("tasks must name at least one task, got none")
+        return chosen
 
     def _started_tasks(self, tasks: Iterable[int] | None) -> tuple[int, ...]:
         started = self.started.tolist()
         if tasks is None:
             tasks = [task for task in range(self.num_tasks) if started[task]]
-        chosen = tuple(tasks)
+        chosen = several("tasks", tasks)
         if not chosen:
             raise ValueError(
                 "tasks must name at least one task that was started, got none: call start_task first"
             )
-        self._check_tasks(chosen)
+        chosen = self._numbers(chosen)
         if missing := [task for task in chosen if not started[task]]:
             raise ValueError(f"tasks must have been started, but start_task was never called for {missing}")
         return chosen
@@ -358,38 +442,3 @@ def _train(value: Tensor, wanted: bool) -> None:
     value.requires_grad_(wanted)
     if not wanted:
         value.grad = None  # an optimizer would take a last step with it
-
-
-class _Products(torch.autograd.Function):
-    """`c W^T` and `r |W|^T`, with one gradient of `W` for the two.
-
-    The last layer's matrix is by far the largest tensor of an iteration. Left to autograd, its gradient takes
-    five temporaries of its size; here it takes two.
-    """
-
-    @staticmethod
-    def forward(center: Tensor, radius: Tensor, weight: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        return F.linear(center, weight), F.linear(radius, size)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad_center: Tensor, grad_radius: Tensor) -> tuple[Tensor | None, ...]:
-        center, radius, weight, size = ctx.saved_tensors
-        need_center, need_radius, need_weight, _ = ctx.needs_input_grad
-        with torch.autocast(weight.device.type, enabled=False):
-            grad_center, grad_radius = grad_center.to(weight.dtype), grad_radius.to(weight.dtype)
-            grad_weight = None
-            if need_weight:
-                rows = [
-                    value.reshape(-1, value.shape[-1]) for value in (grad_radius, radius, grad_center, center)
-                ]
-                grad_weight = (rows[0].mT @ rows[1]).mul_(weight.sign()).addmm_(rows[2].mT, rows[3])
-            return (
-                grad_center @ weight if need_center else None,
-                grad_radius @ size if need_radius else None,
-                grad_weight,
-                None,
-            )

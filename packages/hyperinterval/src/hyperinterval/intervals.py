@@ -1,14 +1,12 @@
-"""Interval tensors and the layers that are sound on them."""
+"""The interval tensor: a box of tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
-from functools import partial
-from typing import Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,9 +27,10 @@ class IntervalTensor:
 
     Raises:
         TypeError: If the bounds are not floating tensors.
-        ValueError: If shapes differ, a bound is NaN, `lo > hi`, `middle` lies outside, or `nonneg` is untrue.
+        ValueError: If shapes, dtypes or devices differ, a bound is NaN, `lo > hi`, `middle` lies outside, or
+            `nonneg` is untrue.
 
-    Example:
+    Examples:
         >>> box = IntervalTensor(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 1.5]))
         >>> box.mid, box.rad
         (tensor([1.0000, 1.2500]), tensor([1.0000, 0.2500]))
@@ -48,19 +47,10 @@ class IntervalTensor:
     def __post_init__(self, validate: bool) -> None:
         if not validate:
             return
-        for name, value in (("lo", self.lo), ("hi", self.hi), ("middle", self.middle)):
-            if value is None and name == "middle":
-                continue
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(f"{name} must be a floating-point tensor, got {got}")
-            if value.shape != self.lo.shape:
-                raise ValueError(
-                    f"{name} must have the shape of lo, {tuple(self.lo.shape)}, got {tuple(value.shape)}"
-                )
-            if value.isnan().any():
-                raise ValueError(f"{name} must not hold NaN")
-        tolerance = 8 * torch.finfo(self.lo.dtype).eps * self.magnitude
+        for name in ("lo", "hi", "middle"):
+            self._check_bound(name)
+        # Relative to each bound; an infinite one gives no tolerance.
+        tolerance = 8 * torch.finfo(self.lo.dtype).eps * self.magnitude.nan_to_num(posinf=0.0)
         if (self.lo > self.hi + tolerance).any():
             excess = (self.lo - self.hi).max().item()
             raise ValueError(f"lo must not exceed hi, but does so by up to {excess:.3g}")
@@ -75,6 +65,25 @@ class IntervalTensor:
             object.__setattr__(self, "lo", lo)
             object.__setattr__(self, "hi", hi)
 
+    def _check_bound(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None and name == "middle":
+            return
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+        if value.shape != self.lo.shape:
+            raise ValueError(
+                f"{name} must have the shape of lo, {tuple(self.lo.shape)}, got {tuple(value.shape)}"
+            )
+        if value.dtype != self.lo.dtype or value.device != self.lo.device:
+            raise ValueError(
+                f"{name} must have the dtype and device of lo, {self.lo.dtype} on {self.lo.device}, "
+                f"got {value.dtype} on {value.device}"
+            )
+        if value.isnan().any():
+            raise ValueError(f"{name} must not hold NaN")
+
     @classmethod
     def point(cls, x: Tensor) -> IntervalTensor:
         """Return the box that holds `x` alone; layers recognise it and do less work.
@@ -82,8 +91,9 @@ class IntervalTensor:
         Raises:
             TypeError: If `x` is not a floating tensor.
         """
-        if not x.is_floating_point():
-            raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a floating-point tensor, got {got}")
         return cls(x, x, validate=False)
 
     @classmethod
@@ -149,244 +159,55 @@ class IntervalTensor:
             raise ValueError(f"the boxes are disjoint in {int((lo > hi).sum())} of {lo.numel()} coordinates")
         return IntervalTensor(lo, hi, nonneg=self.nonneg or other.nonneg, validate=False)
 
+    def __getitem__(self, index: Any) -> IntervalTensor:
+        """Return the box of the chosen elements, such as the logits of a task's classes, `out[:, 2:4]`.
 
-def interval_linear(
-    x: IntervalTensor,
-    weight: IntervalTensor,
-    bias: IntervalTensor | None = None,
-    *,
-    nonneg: bool | Literal["auto"] = "auto",
-    outward: bool = False,
-) -> IntervalTensor:
-    r"""Bound `x W^T + b` over every input, weight and bias in their boxes.
+        Examples:
+            >>> box = IntervalTensor(torch.zeros(3), torch.ones(3))
+            >>> box[1:].shape
+            torch.Size([2])
+        """
+        return self._map(lambda value: value[index])
 
-    For inputs `x >= 0` the bounds are exact (arXiv 2405.15444, section 3):
+    def detach(self) -> IntervalTensor:
+        """Return the box without its history of gradients."""
+        return self._map(Tensor.detach)
 
-    $$lo = x_{lo} W_{lo}^+ + x_{hi} W_{lo}^- + b_{lo}, \quad hi = x_{hi} W_{hi}^+ + x_{lo} W_{hi}^- + b_{hi}$$
+    def to(self, *args: Any, **kwargs: Any) -> IntervalTensor:
+        """Return the box on another device or in another dtype, with the arguments of `torch.Tensor.to`.
 
-    computed in the equal form `x_c W_lo - x_r |W_lo|` and `x_c W_hi + x_r |W_hi|`, which splits no weights.
-    For inputs of any sign it is midpoint-radius arithmetic, at most 1.5 times wider (Rump 1999):
+        A bound that a narrower dtype would round into the box is moved outwards by a unit in the last place:
+        the result holds every point of the box.
 
-    $$c = x_c W_c + b_c, \quad r = |x_c| W_r + x_r (|W_c| + W_r) + b_r.$$
+        Examples:
+            >>> third = IntervalTensor.point(torch.tensor(1 / 3, dtype=torch.float64))
+            >>> box = third.to(torch.float32)
+            >>> box.contains(third.lo).item()
+            True
+        """
+        moved = self._map(lambda value: value.to(*args, **kwargs))
+        if not moved.lo.is_floating_point():
+            raise TypeError(f"dtype must be a floating dtype, got {moved.lo.dtype}")
+        wide = torch.promote_types(self.lo.dtype, moved.lo.dtype)  # both dtypes' values are exact in it
+        if moved.lo.dtype == wide:
+            return moved
+        device = moved.lo.device
+        lo = _one_unit_lower(moved.lo, moved.lo.to(wide) > self.lo.to(device, wide))
+        hi = -_one_unit_lower(-moved.hi, moved.hi.to(wide) < self.hi.to(device, wide))
+        lo = lo.clamp(min=0) if self.nonneg else lo
+        middle = moved.mid if self.is_point else moved.middle
+        return IntervalTensor(lo, hi, middle, nonneg=self.nonneg, validate=False)
 
-    For a single input point the two agree and cost two products.
-
-    Args:
-        x: Input box, (..., in_features).
-        weight: Weight box, (out_features, in_features).
-        bias: Bias box, (out_features,).
-        nonneg: `True` for the exact rule (checks that `x.lo >= 0`), `False` for the rule of any sign, `"auto"`
-            for the exact rule where `x` is known to be non-negative (`x.nonneg`, as after a ReLU).
-        outward: Widen the bounds by a proven limit of the rounding errors, so that they also hold for what
-            the ordinary layer *computes* in the same dtype, and not in exact arithmetic only. It covers
-            sums of products in any order, in float32 or float64; not TF32, nor Winograd or FFT convolutions.
-
-    Returns:
-        The output box, (..., out_features); its `middle` is the ordinary layer at the middles.
-
-    Raises:
-        ValueError: If the shapes do not fit, or `nonneg=True` and an input is negative.
-        TypeError: If `outward` and the dtype is neither float32 nor float64.
-
-    Example:
-        >>> x = IntervalTensor.point(torch.tensor([1.0, 2.0]))
-        >>> weight = IntervalTensor(torch.tensor([[-1.0, 0.0]]), torch.tensor([[1.0, 2.0]]))
-        >>> bias = IntervalTensor(torch.tensor([0.0]), torch.tensor([0.5]))
-        >>> out = interval_linear(x, weight, bias)
-        >>> out.lo.item(), out.mid.item(), out.hi.item()
-        (-1.0, 2.25, 5.5)
-    """
-    if weight.lo.dim() != 2 or x.shape[-1:] != weight.shape[1:]:
-        raise ValueError(
-            f"weight must be (out_features, in_features={x.shape[-1]}), got {tuple(weight.shape)}"
-        )
-    _check_bias(bias, weight)
-    return _affine(F.linear, x, weight, bias, _exact_rule(x, nonneg), outward)
+    def _map(self, function: Callable[[Tensor], Tensor]) -> IntervalTensor:
+        """Do the same to both bounds and the member; a point stays one."""
+        lo = function(self.lo)
+        hi = lo if self.is_point else function(self.hi)
+        middle = None if self.middle is None else function(self.middle)
+        return IntervalTensor(lo, hi, middle, nonneg=self.nonneg, validate=False)
 
 
-def interval_conv2d(
-    x: IntervalTensor,
-    weight: IntervalTensor,
-    bias: IntervalTensor | None = None,
-    *,
-    stride: int | tuple[int, ...] = 1,
-    padding: int | str | tuple[int, ...] = 0,
-    dilation: int | tuple[int, ...] = 1,
-    groups: int = 1,
-    nonneg: bool | Literal["auto"] = "auto",
-    outward: bool = False,
-) -> IntervalTensor:
-    """Bound a 2-D convolution over every input, weight and bias in their boxes.
-
-    The rules are those of `interval_linear`, with the convolution as the product.
-
-    Args:
-        x: Input box, (batch, in_channels, height, width).
-        weight: Weight box, (out_channels, in_channels / groups, kernel_height, kernel_width).
-        bias: Bias box, (out_channels,).
-        stride: As in `torch.nn.functional.conv2d`.
-        padding: As in `torch.nn.functional.conv2d`; the padding is zeros.
-        dilation: As in `torch.nn.functional.conv2d`.
-        groups: As in `torch.nn.functional.conv2d`.
-        nonneg: As in `interval_linear`.
-        outward: As in `interval_linear`.
-
-    Returns:
-        The output box, (batch, out_channels, out_height, out_width).
-
-    Raises:
-        ValueError: If the shapes do not fit, or `nonneg=True` and an input is negative.
-        TypeError: If `outward` and the dtype is neither float32 nor float64.
-
-    Example:
-        >>> image = IntervalTensor(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2), nonneg=True)
-        >>> kernel = IntervalTensor(-torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
-        >>> out = interval_conv2d(image, kernel)
-        >>> out.lo.item(), out.hi.item()
-        (-4.0, 4.0)
-    """
-    if weight.lo.dim() != 4 or x.lo.dim() not in (3, 4) or x.shape[-3] != weight.shape[1] * groups:
-        raise ValueError(
-            f"weight must be (out_channels, in_channels / groups, height, width) for an input of shape "
-            f"{tuple(x.shape)} and groups={groups}, got {tuple(weight.shape)}"
-        )
-    _check_bias(bias, weight)
-    convolve = partial(F.conv2d, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    if bias is not None:
-        bias = IntervalTensor(
-            bias.lo[:, None, None], bias.hi[:, None, None], bias.mid[:, None, None], validate=False
-        )
-    return _affine(convolve, x, weight, bias, _exact_rule(x, nonneg), outward)
-
-
-def interval_apply(
-    function: Callable[[Tensor], Tensor],
-    x: IntervalTensor,
-    *,
-    nonneg: bool = False,
-    outward: bool = False,
-) -> IntervalTensor:
-    """Bound a function that is non-decreasing in every input: `[f(lo), f(hi)]`, which is exact.
-
-    Activations, max and average pooling, reshaping and multiplication by a dropout mask are of this kind.
-
-    Args:
-        function: Takes and returns a tensor. That it is non-decreasing is the caller's word.
-        x: Input box, the shape that `function` takes.
-        nonneg: The outputs are known to be non-negative.
-        outward: Widen by 8 units in the last place of `1 + |f|`, for a `function` whose floating-point code
-            is accurate to that but not itself monotone (exp, tanh, ...).
-
-    Returns:
-        The output box.
-
-    Example:
-        >>> box = IntervalTensor(torch.tensor([-1.0]), torch.tensor([2.0]))
-        >>> out = interval_apply(torch.relu, box, nonneg=True)
-        >>> out.lo.item(), out.hi.item()
-        (0.0, 2.0)
-    """
-    lo = function(x.lo)
-    hi = lo if x.is_point else function(x.hi)
-    middle = None if x.is_point else function(x.mid)
-    if outward:
-        middle = lo if x.is_point else middle
-        ulps = 8 * _unit_roundoff(lo.dtype)
-        lo, hi = lo - ulps * (1 + lo.abs()), hi + ulps * (1 + hi.abs())
-        lo = lo.clamp(min=0) if nonneg else lo
-    return IntervalTensor(lo, hi, middle, nonneg=nonneg, validate=False)
-
-
-def interval_add(x: IntervalTensor, y: IntervalTensor) -> IntervalTensor:
-    """Bound `x + y`, as in a residual connection: `[x_lo + y_lo, x_hi + y_hi]`.
-
-    Floating-point addition is monotone, so the bounds hold for computed sums as they are.
-
-    Example:
-        >>> box = IntervalTensor(torch.tensor([0.0]), torch.tensor([1.0]))
-        >>> interval_add(box, box).hi
-        tensor([2.])
-    """
-    middle = None if x.middle is None and y.middle is None else x.mid + y.mid
-    nonneg = x.nonneg and y.nonneg
-    return IntervalTensor(x.lo + y.lo, x.hi + y.hi, middle, nonneg=nonneg, validate=False)
-
-
-def _affine(
-    product: Callable[[Tensor, Tensor], Tensor],
-    x: IntervalTensor,
-    weight: IntervalTensor,
-    bias: IntervalTensor | None,
-    exact: bool,
-    outward: bool,
-) -> IntervalTensor:
-    """Bound `product(x, weight) + bias` for any product that is linear in both."""
-    center = product(x.center, weight.center) if x.is_point or not exact else None
-    if x.is_point:
-        radius = product(x.lo.abs(), weight.rad)
-    elif not exact:
-        radius = product(x.magnitude, weight.rad) + product(x.rad, weight.center.abs())
-    if center is not None:
-        lo, hi = center - radius, center + radius
-    else:
-        lo = product(x.center, weight.lo) - product(x.rad, weight.lo.abs())
-        hi = product(x.center, weight.hi) + product(x.rad, weight.hi.abs())
-    # Two products agree when both middles are the midpoints.
-    middle = center if center is not None and x.middle is None and weight.middle is None else None
-    if middle is None:
-        middle = product(x.mid, weight.mid)
-    if bias is not None:
-        lo, hi, middle = lo + bias.lo, hi + bias.hi, middle + bias.mid
-    if outward:
-        slack = _rounding_limit(product, x, weight, bias)
-        lo, hi = lo - slack, hi + slack
-    # Rounding must not leave the middle outside of a box of zero width.
-    return IntervalTensor(torch.minimum(lo, middle), torch.maximum(hi, middle), middle, validate=False)
-
-
-def _rounding_limit(
-    product: Callable[[Tensor, Tensor], Tensor],
-    x: IntervalTensor,
-    weight: IntervalTensor,
-    bias: IntervalTensor | None,
-) -> Tensor:
-    """Limit of the rounding errors of a computed bound and of a computed member together.
-
-    A sum of k products has an error of at most gamma_k sum |x||w| in any order (Higham 2002, section 3.1).
-    A bound takes two such sums and a few roundings more, a member one.
-    """
-    size = product(x.magnitude, weight.magnitude)
-    if bias is not None:
-        size = size + bias.magnitude
-    terms = weight.lo[0].numel()
-    return rounding_factor(terms, size.dtype) * size + 4 * terms * torch.finfo(size.dtype).tiny
-
-
-def rounding_factor(terms: int, dtype: torch.dtype) -> float:
-    """Return the error of a bound and a member relative to `sum |x||w|`, for `terms` products."""
-    error = (2 * terms + 16) * _unit_roundoff(dtype)
-    if error > 0.1:
-        raise ValueError(f"outward=True cannot bound sums of {terms} products in {dtype}; use float64")
-    # 2 for the two errors; the rest for the rounding of this very product.
-    return 2.5 * error / (1 - error)
-
-
-def _unit_roundoff(dtype: torch.dtype) -> float:
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"outward=True needs float32 or float64, got {dtype}")
-    return torch.finfo(dtype).eps / 2
-
-
-def _exact_rule(x: IntervalTensor, nonneg: bool | str) -> bool:
-    if nonneg == "auto":
-        return x.nonneg
-    if nonneg is True and not x.nonneg and (x.lo < 0).any():
-        raise ValueError(f"nonneg=True needs x >= 0, but x.lo has minimum {x.lo.min().item():.3g}")
-    if not isinstance(nonneg, bool):
-        raise ValueError(f"nonneg must be True, False or 'auto', got {nonneg!r}")
-    return nonneg
-
-
-def _check_bias(bias: IntervalTensor | None, weight: IntervalTensor) -> None:
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+def _one_unit_lower(bound: Tensor, where: Tensor) -> Tensor:
+    """Lower a bound by a unit in its last place; one that has overflowed comes back to the largest number."""
+    limits = torch.finfo(bound.dtype)
+    finite = bound.clamp(max=limits.max)
+    return torch.where(where, finite - (finite.abs() * limits.eps + limits.tiny), bound)

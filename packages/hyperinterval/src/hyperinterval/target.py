@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules import module as torch_modules
 
-from hyperinterval.intervals import (
-    IntervalTensor,
-    interval_apply,
-    interval_conv2d,
-    interval_linear,
-    rounding_factor,
-)
-
-IntervalRule = Callable[[nn.Module, Mapping[str, IntervalTensor], IntervalTensor, bool], IntervalTensor]
+from hyperinterval.bounded import Bounded, as_box
+from hyperinterval.functions import Run
+from hyperinterval.intervals import IntervalTensor
+from hyperinterval.rules import _RULES, IntervalRule
 
 
 def interval_forward(
@@ -31,35 +26,51 @@ def interval_forward(
 ) -> IntervalTensor:
     """Bound the output of a module over every choice of its parameters in their boxes.
 
-    The module is walked layer by layer, each bounded by its rule (arXiv 2405.15444, section 3). Containers
-    that are `torch.nn.Sequential` are entered; the layers of `INTERVAL_RULES` are known. Everything after a
-    ReLU (or another non-negative layer) uses the exact product rule, as does a single input point of any
-    sign; a first layer on an input *box* uses it if that box was built with `nonneg=True`.
+    The module is walked layer by layer, each bounded by its rule (arXiv 2405.15444, section 3). A
+    `torch.nn.Sequential` is entered, and the layers of `INTERVAL_RULES` are known by their exact type. Any other
+    module runs its own `forward` on tensors that know their bounds: linear layers and convolutions, sums,
+    products, pooling, activations, batch normalisation in eval mode, reshaping, residual connections, hooks.
+    A function that has no sound rule (softmax, layer normalisation, attention, a branch on values) is
+    refused by name.
+
+    Everything after a ReLU (or another non-negative layer) uses the exact product rule, as does a single input
+    point of any sign; a first layer on an input *box* uses it if that box was built with `nonneg=True`.
 
     Args:
         module: The target network; its own parameters serve where `params` has none.
         params: Boxes by parameter name, as `IntervalHypernetwork` returns them.
         x: Input tensor, or input box, of the module's input shape.
         rules: Rules for further layer types, `rule(layer, boxes, x, outward) -> IntervalTensor`, with the
-            layer's boxes under its own parameter names. They come before `INTERVAL_RULES`.
+            layer's boxes under its own parameter names. They come before all else, at any depth.
         outward: Make the bounds hold for computed values as well, see `interval_linear`.
 
     Returns:
         The output box; its `mid` is the ordinary output at the middle parameters.
 
     Raises:
-        ValueError: If a name or a shape in `params` is not the module's, or a layer has no sound rule.
+        ValueError: If a name or a shape in `params` is not the module's, or something it does has no sound rule.
+        TypeError: If `x` is not of floats, or the module returns anything but one tensor.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> boxes = {n: IntervalTensor.from_mid_rad(p, torch.full_like(p, 0.1)) for n, p in net.named_parameters()}
         >>> x = torch.tensor([[1.0, -2.0]])
         >>> interval_forward(net, boxes, x).contains(net(x))
         tensor([[True]])
     """
+    return bounds(module, params, x, rules or {}, Run(outward=outward))
+
+
+def bounds(
+    module: nn.Module,
+    params: Mapping[str, IntervalTensor],
+    x: Tensor | IntervalTensor,
+    rules: Mapping[type[nn.Module], IntervalRule],
+    run: Run,
+) -> IntervalTensor:
+    """Do the work of `interval_forward`."""
     params = _under_every_name(module, params)
-    box = IntervalTensor.point(x) if isinstance(x, Tensor) else x
-    return _walk(module, "", params, box, {**_RULES, **(rules or {})}, outward)
+    return _walk(module, "", params, as_box(x), rules, run)
 
 
 def relaxed_forward(module: nn.Module, params: Mapping[str, IntervalTensor], x: Tensor) -> IntervalTensor:
@@ -79,8 +90,9 @@ def relaxed_forward(module: nn.Module, params: Mapping[str, IntervalTensor], x: 
 
     Raises:
         ValueError: If a name or a shape in `params` is not the module's.
+        TypeError: If the module returns anything but one tensor.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
         >>> boxes = {n: IntervalTensor.from_mid_rad(p, torch.full_like(p, 0.1)) for n, p in net.named_parameters()}
         >>> relaxed_forward(net, boxes, torch.zeros(8, 2)).shape
@@ -95,38 +107,10 @@ def relaxed_forward(module: nn.Module, params: Mapping[str, IntervalTensor], x: 
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             outputs.append(functional_call(module, {**values, **buffers}, (x,)))
     outputs.append(functional_call(module, {name: box.mid for name, box in params.items()}, (x,)))
+    if not isinstance(outputs[-1], Tensor):
+        raise TypeError(f"module must return one tensor, got {type(outputs[-1]).__name__}")
     lo, middle, hi = torch.stack(outputs).sort(dim=0).values.unbind()
     return IntervalTensor(lo, hi, middle, validate=False)
-
-
-def _walk(
-    layer: nn.Module,
-    path: str,
-    params: Mapping[str, IntervalTensor],
-    x: IntervalTensor,
-    rules: Mapping[type[nn.Module], IntervalRule],
-    outward: bool,
-) -> IntervalTensor:
-    # The exact type: a subclass may compute something else, and a wrong rule would be silently unsound.
-    if rule := rules.get(type(layer)):
-        boxes = {
-            name: params.get(f"{path}{name}") or IntervalTensor.point(value)
-            for name, value in layer.named_parameters()
-        }
-        return rule(layer, boxes, x, outward)
-    if type(layer).forward is nn.Sequential.forward:
-        for name, child in layer._modules.items():  # named_children leaves out a layer's second use
-            assert child is not None
-            x = _walk(child, f"{path}{name}.", params, x, rules, outward)
-        return x
-    where = f"layer {path.rstrip('.')!r}" if path else "the module"
-    if isinstance(layer, nn.modules.batchnorm._NormBase):
-        raise ValueError(
-            f"{where} is {type(layer).__name__}, which has no sound interval rule: use relaxed_forward (no guarantee)"
-        )
-    raise ValueError(
-        f"{where} is {type(layer).__name__}, for which there is no rule: pass one in rules=, or use relaxed_forward"
-    )
 
 
 def _check_params(module: nn.Module, params: Mapping[str, IntervalTensor]) -> None:
@@ -134,6 +118,8 @@ def _check_params(module: nn.Module, params: Mapping[str, IntervalTensor]) -> No
     for name, box in params.items():
         if name not in own:
             raise ValueError(f"params has {name!r}, which is no parameter of {type(module).__name__}")
+        if not isinstance(box, IntervalTensor):
+            raise TypeError(f"params[{name!r}] must be an IntervalTensor, got {type(box).__name__}")
         if box.shape != own[name].shape:
             raise ValueError(
                 f"params[{name!r}] must have shape {tuple(own[name].shape)}, got {tuple(box.shape)}"
@@ -154,103 +140,115 @@ def _under_every_name(
     return {name: params[first[id(value)]] for name, value in names if first[id(value)] in params}
 
 
-def _linear(
-    layer: nn.Module, boxes: Mapping[str, IntervalTensor], x: IntervalTensor, outward: bool
+def _walk(
+    layer: nn.Module,
+    path: str,
+    params: Mapping[str, IntervalTensor],
+    x: IntervalTensor,
+    rules: Mapping[type[nn.Module], IntervalRule],
+    run: Run,
 ) -> IntervalTensor:
-    return interval_linear(x, boxes["weight"], boxes.get("bias"), outward=outward)
-
-
-def _conv2d(
-    layer: nn.Module, boxes: Mapping[str, IntervalTensor], x: IntervalTensor, outward: bool
-) -> IntervalTensor:
-    assert isinstance(layer, nn.Conv2d)
-    if layer.padding_mode != "zeros":
-        raise ValueError(f"Conv2d padding_mode must be 'zeros', got {layer.padding_mode!r}")
-    return interval_conv2d(
-        x,
-        boxes["weight"],
-        boxes.get("bias"),
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        outward=outward,
-    )
-
-
-def _selection(
-    layer: nn.Module, boxes: Mapping[str, IntervalTensor], x: IntervalTensor, outward: bool
-) -> IntervalTensor:
-    """Layers that only move or select values: exact in floating point too."""
-    return interval_apply(layer, x, nonneg=x.nonneg)
-
-
-def _check_range(layer: nn.Module, name: str, lowest: float, highest: float = float("inf")) -> None:
-    value = getattr(layer, name, None)
-    if value is not None and not lowest <= value <= highest:
-        limits = f">= {lowest}" if highest == float("inf") else f"in [{lowest}, {highest}]"
-        raise ValueError(f"{type(layer).__name__} {name} must be {limits}, got {value}")
-
-
-def _average(
-    layer: nn.Module, boxes: Mapping[str, IntervalTensor], x: IntervalTensor, outward: bool
-) -> IntervalTensor:
-    _check_range(layer, "divisor_override", 1)
-    out = interval_apply(layer, x, nonneg=x.nonneg)
-    if not outward:
-        return out
-    window = x.shape[-2:].numel()  # no window is larger than the image
-    slack = rounding_factor(window, x.lo.dtype) * layer(x.magnitude)
-    lo = (out.lo - slack).clamp(min=0) if x.nonneg else out.lo - slack
-    return IntervalTensor(lo, out.hi + slack, out.mid, nonneg=x.nonneg, validate=False)
-
-
-def _rectifier(
-    layer: nn.Module, boxes: Mapping[str, IntervalTensor], x: IntervalTensor, outward: bool
-) -> IntervalTensor:
-    """Piecewise linear and never negative: exact in floating point too."""
-    return interval_apply(_not_inplace(layer), x, nonneg=True)
-
-
-def _positive(
-    layer: nn.Module, boxes: Mapping[str, IntervalTensor], x: IntervalTensor, outward: bool
-) -> IntervalTensor:
-    return interval_apply(layer, x, nonneg=True, outward=outward)
-
-
-def _increasing(
-    layer: nn.Module, boxes: Mapping[str, IntervalTensor], x: IntervalTensor, outward: bool
-) -> IntervalTensor:
-    _check_range(layer, "negative_slope", 0)  # of LeakyReLU, which falls for less
-    _check_range(layer, "alpha", 0, 1)  # of ELU, likewise; a large one multiplies its rounding error
-    return interval_apply(_not_inplace(layer), x, outward=outward)
-
-
-def _not_inplace(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-    return (lambda value: layer(value.clone())) if getattr(layer, "inplace", False) else layer
-
-
-def _dropout(
-    layer: nn.Module, boxes: Mapping[str, IntervalTensor], x: IntervalTensor, outward: bool
-) -> IntervalTensor:
-    assert isinstance(layer, nn.Dropout)
-    if not layer.training or layer.p == 0:
+    # The exact type as torch made it: anything else may compute something else, and runs its own forward.
+    rule = rules.get(type(layer)) or (_RULES.get(type(layer)) if _is_as_made(layer) else None)
+    if rule:
+        boxes = {
+            name: params.get(f"{path}{name}") or as_box(value) for name, value in layer.named_parameters()
+        }
+        return rule(layer, boxes, x, run.outward)
+    if type(layer).forward is nn.Sequential.forward and not _has_hooks(layer):
+        for name, child in layer._modules.items():  # named_children leaves out a layer's second use
+            assert child is not None
+            x = _walk(child, f"{path}{name}.", params, x, rules, run)
         return x
-    mask = F.dropout(torch.ones_like(x.lo), layer.p)
-    return interval_apply(lambda value: value * mask, x, nonneg=x.nonneg)
+    if wrapped := _wrapped(layer):
+        return _walk(getattr(layer, wrapped), f"{path}{wrapped}.", params, x, rules, run)
+    return _run(layer, path, params, x, rules, run)
 
 
-_RULES: dict[type[nn.Module], IntervalRule] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv2d,
-    nn.Dropout: _dropout,
-    **dict.fromkeys((nn.Flatten, nn.Identity, nn.MaxPool2d, nn.AdaptiveMaxPool2d), _selection),
-    **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d), _average),
-    **dict.fromkeys((nn.ReLU, nn.ReLU6), _rectifier),
-    nn.Sigmoid: _positive,
-    **dict.fromkeys((nn.Tanh, nn.LeakyReLU, nn.ELU), _increasing),
-}
+def _has_hooks(layer: nn.Module) -> bool:
+    everywhere = torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks
+    return bool(everywhere or layer._forward_hooks or layer._forward_pre_hooks) or "forward" in layer.__dict__
 
-# torch.compile does not look into a mapping proxy, so the walk reads the dictionary behind it.
-INTERVAL_RULES: Mapping[type[nn.Module], IntervalRule] = MappingProxyType(_RULES)
-"""The rules that `interval_forward` knows, by exact layer type; read-only."""
+
+def _is_as_made(layer: nn.Module) -> bool:
+    """Return whether a layer has no hooks, and neither weight nor bias is a buffer or a plain tensor."""
+    for name in ("weight", "bias"):
+        if name in layer._buffers or name in layer.__dict__:
+            return False
+    return not _has_hooks(layer)
+
+
+def _wrapped(layer: nn.Module) -> str | None:
+    """Return under which name a compiled or parallel module holds the module that it runs."""
+    if type(layer).__name__ == "OptimizedModule":
+        return "_orig_mod"
+    if type(layer) in (nn.DataParallel, nn.parallel.DistributedDataParallel):
+        return "module"
+    return None
+
+
+def _run(
+    layer: nn.Module,
+    path: str,
+    params: Mapping[str, IntervalTensor],
+    x: IntervalTensor,
+    rules: Mapping[type[nn.Module], IntervalRule],
+    run: Run,
+) -> IntervalTensor:
+    """Let a module run its own `forward` on tensors that know their bounds."""
+    which = f"layer {path.rstrip('.')!r}" if path else "the module"
+    where = f"{which} is {type(layer).__name__}"
+    if any(isinstance(child, torch.jit.ScriptModule) for child in layer.modules()):
+        raise ValueError(f"{where}, which holds a compiled script: pass the module that it was made of")
+    tensors = {id(box): Bounded.of(box, run) for box in params.values()}  # one for all names of a shared one
+    weights: dict[str, Tensor] = {
+        name.removeprefix(path): tensors[id(box)] for name, box in params.items() if name.startswith(path)
+    }
+    weights |= {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    with _as_before(layer):
+        _follow_rules(layer, rules, run)
+        try:
+            out = functional_call(layer, weights, (Bounded.of(x, run),))
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: {error}; pass a rule for the layer in rules=, or use relaxed_forward (no guarantee)"
+            ) from error
+    if not isinstance(out, Bounded):
+        raise TypeError(f"{where}, which must return one tensor that depends on x, got {type(out).__name__}")
+    return out.box
+
+
+@contextmanager
+def _as_before(layer: nn.Module) -> Iterator[None]:
+    """Leave no attribute behind that a forward, a hook or a rule has set."""
+    kept = [(child, dict(vars(child))) for child in layer.modules()]
+    try:
+        yield
+    finally:
+        for child, attributes in kept:
+            vars(child).clear()
+            vars(child).update(attributes)
+
+
+def _follow_rules(layer: nn.Module, rules: Mapping[type[nn.Module], IntervalRule], run: Run) -> None:
+    """Put the caller's rules, and what compiled modules were made of, in place of the forwards."""
+    for child in layer.modules():
+        if rule := rules.get(type(child)):
+            vars(child)["forward"] = _Ruled(child, rule, run)
+        elif wrapped := _wrapped(child):
+            vars(child)["forward"] = getattr(child, wrapped)
+
+
+class _Ruled:
+    """A rule as a layer's forward."""
+
+    def __init__(self, layer: nn.Module, rule: IntervalRule, run: Run) -> None:
+        self.layer, self.rule, self.run = layer, rule, run
+
+    def __call__(self, x: Tensor) -> Bounded:
+        boxes = {name: as_box(value) for name, value in self.layer.named_parameters()}
+        del vars(self.layer)["forward"]  # the rule may run the layer itself
+        try:
+            return Bounded.of(self.rule(self.layer, boxes, as_box(x), self.run.outward), self.run)
+        finally:
+            vars(self.layer)["forward"] = self

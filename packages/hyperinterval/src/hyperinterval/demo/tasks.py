@@ -1,14 +1,15 @@
-"""The tasks that the demo learns: permutations of the pixels of MNIST."""
+"""The tasks that the demo learns, permutations of the pixels of MNIST, and the network that learns them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,12 @@ def permuted_tasks(
             order = order.sort().values
         tasks.append(Task(train[:, order], train_y, test[:, order], test_y))
     return tasks
+
+
+def mlp(inputs: int, hidden: tuple[int, ...]) -> nn.Sequential:
+    """Return the network that all learn: linear layers with ReLU between, ten outputs."""
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):  # its own weights are never used
+        for before, after in pairwise([inputs, *hidden, 10]):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
