@@ -1,15 +1,11 @@
-"""Episodes come back as they were given, from every format."""
+"""Episodes come back as they were given."""
 
-from types import SimpleNamespace
-
-import gymnasium
-import h5py
 import numpy as np
 import pytest
 import torch
 from helpers import random_episodes
 
-from ildataquality import Episodes, quality_report
+from ildataquality import Episodes, quality_report, select
 
 
 def same(found, given):
@@ -75,125 +71,86 @@ def test_images_and_whole_numbers():
     assert seen.normalizer.mean.shape == (3,)
 
 
-def minari_episode(observations, actions):
-    length = len(actions)
-    return SimpleNamespace(
-        observations=observations,
-        actions=actions,
-        rewards=np.arange(length, dtype=float),
-        terminations=np.zeros(length, dtype=bool),
-        truncations=np.arange(length) == length - 1,
-    )
+# --- names, places, and arrays as they come ---------------------------------------------------------
 
 
-class FakeMinari(list):
-    action_space = SimpleNamespace(n=np.int64(3))
+def test_names_follow_their_episodes():
+    episodes = Episodes.from_arrays(random_episodes(0), names=["a", "b", "c", "d"])
+    assert episodes.subset([3, 1]).names == ("d", "b")
+    kept = select(episodes, 0.5)
+    assert len(kept.names) == 2
+    for name, episode in zip(kept.names, kept.to_arrays(), strict=True):
+        assert np.array_equal(episode["actions"].numpy(), random_episodes(0)["abcd".index(name)]["actions"])
+    assert Episodes.concatenate([episodes.subset([2]), episodes.subset([0])]).names == ("c", "a")
+    assert Episodes.from_arrays(random_episodes(0)).names == (0, 1, 2, 3)
+    with pytest.raises(ValueError, match="names must be 4 as there are episodes, got 2"):
+        Episodes.from_arrays(random_episodes(0), names=["a", "b"])
 
 
-def test_minari_with_discrete_actions():
-    found = Episodes.from_minari(FakeMinari([minari_episode(np.ones((5, 2)), np.array([0, 2, 1, 2]))]))
-    assert found.actions.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1]]
-    assert found.extras.keys() == {"rewards", "terminations", "truncations"}
-    assert found.extras["truncations"].tolist() == [False, False, False, True]
+def test_episodes_move_and_change_their_precision(episodes):
+    single = episodes.to("cpu", torch.float32)
+    assert single.observations.dtype == single.extras["rewards"].dtype == torch.float32
+    assert single.extras["terminations"].dtype == torch.bool
+    assert single.names == episodes.names
+    assert torch.equal(single.actions, episodes.actions.float())
+    assert episodes.to("meta").actions.device.type == "meta"
+    with pytest.raises(ValueError, match=r"dtype must be floating of at least 32 bits, got torch\.float16"):
+        episodes.to(dtype=torch.float16)
 
 
-def test_a_data_set_of_minaris_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    minari = pytest.importorskip("minari")
-    from minari.data_collector import EpisodeBuffer
-
-    env = gymnasium.make("CartPole-v1")
-    buffers = []
-    for seed in range(3):
-        observations, actions, rest = [env.reset(seed=seed)[0]], [0, 1, 1, 0, 1][seed:], []
-        for action in actions:
-            observation, *flags, _ = env.step(action)
-            observations.append(observation)
-            rest.append(flags)
-        rewards, terminations, truncations = map(list, zip(*rest, strict=True))
-        buffers.append(
-            EpisodeBuffer(
-                observations=np.stack(observations), actions=np.array(actions), rewards=rewards,
-                terminations=terminations, truncations=truncations,
-            )
-        )  # fmt: skip
-    minari.create_dataset_from_buffers(
-        "cartpole/test-v0", buffers, env=env, eval_env=env, author="us", author_email="us@example.org",
-        code_permalink="https://example.org", algorithm_name="none", description="three short episodes",
-    )  # fmt: skip
-    found = Episodes.from_minari(minari.load_dataset("cartpole/test-v0"))
-    assert found.lengths.tolist() == [5, 4, 3]
-    assert found.actions.argmax(1).tolist() == [0, 1, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1]
-    assert set(found.extras) == {"rewards", "terminations", "truncations"}
-    for mine, theirs in zip(found.to_arrays(), buffers, strict=True):
-        assert np.array_equal(mine["observations"].numpy(), theirs.observations)
+def test_arrays_that_torch_does_not_take_as_they_are():
+    given = random_episodes(0)
+    twisted = [
+        {
+            "observations": episode["observations"][::-1].astype(">f8"),
+            "actions": np.flip(episode["actions"].astype(np.longdouble), axis=0),
+            "rewards": np.arange(len(episode["rewards"]), dtype=np.uint16),
+            "terminations": episode["terminations"],
+        }
+        for episode in given
+    ]
+    for episode in twisted:
+        episode["terminations"].flags.writeable = False
+    found = Episodes.from_arrays(twisted).to_arrays()
+    for ours, theirs in zip(found, given, strict=True):
+        assert np.array_equal(ours["observations"].numpy(), theirs["observations"][::-1])
+        assert np.array_equal(ours["actions"].numpy(), theirs["actions"][::-1])
+        assert ours["rewards"].tolist() == list(range(len(theirs["rewards"])))
 
 
-def test_minari_with_dictionary_observations():
-    parts = {"b": np.arange(5.0), "a": np.arange(20.0).reshape(5, 2, 2)}
-    found = Episodes.from_minari([minari_episode(parts, np.zeros((4, 1)))])
-    assert found.observations[1].tolist() == [4, 5, 6, 7, 1]
-    only = Episodes.from_minari([minari_episode(parts, np.zeros((4, 1)))], observation_keys=["b"])
-    assert only.observations[:, 0].tolist() == [0, 1, 2, 3]
+def test_several_choices_at_a_time_and_a_column_of_one():
+    walk = {"observations": np.zeros((3, 1)), "actions": np.array([[1, 0], [0, 2]])}
+    assert Episodes.from_arrays([walk], num_actions=[2, 3]).actions.tolist() == [
+        [0, 1, 1, 0, 0],
+        [1, 0, 0, 0, 1],
+    ]
+    column = walk | {"actions": np.array([[1], [0]])}
+    assert Episodes.from_arrays([column], num_actions=np.int64(2)).actions.tolist() == [[0, 1], [1, 0]]
 
 
-@pytest.fixture
-def robomimic_file(tmp_path):
-    random, path = np.random.default_rng(0), tmp_path / "low_dim.hdf5"
-    with h5py.File(path, "w") as file:
-        for number in (0, 10, 2):
-            group = file.create_group(f"data/demo_{number}")
-            group["actions"] = np.full((4, 2), float(number))
-            group["rewards"], group["dones"] = np.arange(4.0), np.array([0, 0, 0, 1])
-            for name, size in (("object", 3), ("robot0_eef_pos", 2), ("robot0_joint_pos", 5)):
-                group[f"obs/{name}"] = random.normal(size=(4, size))
-                if number != 2:
-                    group[f"next_obs/{name}"] = random.normal(size=(4, size))
-            group["obs/agentview_image"] = np.zeros((4, 8, 8, 3), dtype=np.uint8)
-        file["mask/better"] = np.array([b"demo_10", b"demo_0"])
-        file["mask/worse"] = np.array([b"demo_2"])
-    return path
-
-
-def test_robomimic(robomimic_file):
-    found = Episodes.from_robomimic_hdf5(robomimic_file, filter_key="better")
-    with h5py.File(robomimic_file) as file:
-        expected = np.concatenate(
-            [file[f"data/demo_0/obs/{name}"][:] for name in ("object", "robot0_eef_pos")], axis=1
-        )
-        following = np.concatenate(
-            [file[f"data/demo_10/next_obs/{name}"][:] for name in ("object", "robot0_eef_pos")], axis=1
-        )
-    assert np.array_equal(found.observations[:4].numpy(), expected)
-    assert np.array_equal(found.next_observations[4:].numpy(), following)
-    assert found.actions[:, 0].tolist() == [0] * 4 + [10] * 4  # by number, not by name
-    assert found.extras["rewards"].tolist() == [0, 1, 2, 3] * 2
-
-
-def test_robomimic_without_next_obs_leaves_out_the_last_step(robomimic_file):
-    keys = ["robot0_joint_pos"]
-    found = Episodes.from_robomimic_hdf5(robomimic_file, filter_key="worse", observation_keys=keys)
-    assert found.observations.shape == (3, 5)
-    assert torch.equal(found.next_observations[:2], found.observations[1:])
-    assert found.extras["dones"].tolist() == [0, 0, 0]
-
-
-def test_robomimic_says_what_is_missing(robomimic_file):
-    with pytest.raises(
-        ValueError, match=r"filter_key must be one of the file's masks \['better', 'worse'\], got 'best'"
-    ):
-        Episodes.from_robomimic_hdf5(robomimic_file, filter_key="best")
-    with pytest.raises(ValueError, match=r"observation_keys must be among .*, got \['force'\]"):
-        Episodes.from_robomimic_hdf5(robomimic_file, observation_keys=["force"])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (np.ones((6, 2), dtype=complex), TypeError),
+        (torch.ones(6, 2, dtype=torch.complex64), TypeError),
+        (np.array([["a", "b"]] * 6), TypeError),
+        (np.array([[None, 1]] * 6), TypeError),
+        ([[1.0, 2.0], [3.0]], ValueError),
+    ],
+)
+def test_what_is_no_array_of_real_numbers_is_refused(value, error):
+    episode = random_episodes(0)[0] | {"actions": value}
+    with pytest.raises(error, match=r"episodes\[0\]: actions must be"):
+        Episodes.from_arrays([episode])
 
 
 def test_the_report_is_plain_data_and_draws(episodes):
     import json
 
-    report = quality_report(episodes, num_phases=30, folds=2)
+    report = quality_report(episodes, num_phases=30)
     found = report.to_dict(samples=True)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert None in found["tube"]  # phases that no sample falls into
     assert found["episodes"]["length"] == [6, 9, 4, 7]
-    assert len(found["samples"]["model_divergence"]) == 26
+    assert len(found["samples"]["divergence"]) == 26
     assert len(report.plot().axes) == 4

@@ -98,7 +98,7 @@ def test_episodes_of_the_wrong_type_or_with_wrong_discrete_actions():
     walk = {"observations": np.zeros((3, 1)), "actions": np.array([0, 2])}
     with says("episodes[0]: actions must lie in 0..1, got 0..2"):
         Episodes.from_arrays([walk], num_actions=2)
-    with says("discrete actions must be (T,) whole numbers"):
+    with says("episodes[0]: actions: discrete ones must be (T,) whole numbers, got torch.float64"):
         Episodes.from_arrays([walk | {"actions": np.zeros((2, 1))}], num_actions=2)
 
 
@@ -123,8 +123,8 @@ def test_sets_of_episodes(episodes):
         ({"k": 1}, "k must lie in 2..9 (fewer than the samples), got 1"),
         ({"k": 10}, "k must lie in 2..9 (fewer than the samples), got 10"),
         ({}, "k must lie in 2..9 (fewer than the samples), got 32"),
-        ({"radius": 0.0}, "radius must be positive, got 0.0"),
-        ({"radius": -1.0}, "radius must be positive, got -1.0"),
+        ({"radius": 0.0}, "radius must be positive and finite, got 0.0"),
+        ({"radius": -1.0}, "radius must be positive and finite, got -1.0"),
         ({"k": 3, "backend": "faiss"}, "backend must be 'torch' or 'kdtree', got 'faiss'"),
         ({"k": 3, "episode_id": torch.zeros(9)}, "episode_id must be (10,) as states has rows, got (9,)"),
         ({"k": 3, "episode_id": torch.zeros(10)}, "episode_id must name at least two episodes"),
@@ -157,7 +157,7 @@ def test_neighbours(options, message):
             lambda: Normalizer.fit(STATES, subset=1),
             "subset must be larger: 1 samples drawn of 10 all coincide",
         ),
-        (lambda: state_similarity(STATES, 0.0), "radius must be positive, got 0.0"),
+        (lambda: state_similarity(STATES, 0.0), "radius must be positive and finite, got 0.0"),
         (lambda: state_similarity(STATES, 1.0, reduce="sum"), "reduce must be 'mean' or None, got 'sum'"),
         (lambda: tube_coverage(STATES, ACTIONS, 1.0), "queries must be (M, 1) as states are, got (10, 2)"),
         (lambda: action_variance(ACTIONS[:9], NEAR), "actions must have 10 rows as neighbours has, got 9"),
@@ -191,7 +191,7 @@ def test_neighbours(options, message):
         (lambda: coverage_probability(1.0, 1.0, 0), "n must be at least 1, got 0.0"),
         (lambda: coverage_probability(1.0, 1.0, 1, 4, exact=True), "at most 3 with exact=True, got 4"),
         (lambda: tube_width(STATES, torch.zeros(10), num_phases=0), "num_phases must be at least 1, got 0"),
-        (lambda: tube_width(STATES, torch.zeros(9)), "episode_id must be (10,) as states has rows, got (9,)"),
+        (lambda: tube_width(STATES, torch.zeros(9)), "episode_id must be (10,), one for each row"),
         (lambda: horizon_stats(torch.tensor([3, 0])), "lengths must be a non-empty (E,) of at least 1 each"),
         (lambda: step_weights(0), "horizon must be at least 1, got 0"),
         (lambda: step_weights(3, convention="t"), "convention must be 'H-t' or 'H-1-t', got 't'"),

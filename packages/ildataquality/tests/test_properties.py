@@ -1,6 +1,7 @@
 """What holds whatever the data."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ildataquality import (
     episode_scores,
     fit_stacked,
     gaussian_kl,
+    held_out_residuals,
     keep_fraction,
     leave_one_out,
     neighbours,
@@ -258,13 +260,16 @@ def test_noisy_operators_are_found_and_the_strange_one_is_worth_leaving_out():
 # --- reproducibility, dtype, models ----------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_report_and_leaves_torchs_own_alone():
+def test_the_same_seed_gives_the_same_report_and_leaves_torchs_own_alone(monkeypatch):
+    quick = partial(held_out_residuals, hidden=(8,), num_steps=20)
+    monkeypatch.setattr("ildataquality.quality.held_out_residuals", quick)
     episodes = Episodes.from_arrays(random_episodes(0))
     before = torch.random.get_rng_state()
     first, second = (quality_report(episodes, seed=7, folds=2) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first.to_dict(samples=True) == second.to_dict(samples=True)
     assert first.model_divergence > 0
+    assert len(first.to_dict(samples=True)["samples"]["model_divergence"]) == 26
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -27,13 +27,12 @@ from ildataquality import (
     leave_one_out,
     multimodality,
     neighbours,
-    quality_report,
     state_similarity,
     transition_variance,
     tube_coverage,
     tube_width,
 )
-from ildataquality._demo_grid import spearman
+from ildataquality.demo.grid import spearman
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -207,11 +206,11 @@ def test_the_split_is_the_best_of_all_thresholds_along_the_main_direction(seed):
 
 
 def test_the_split_of_one_gaussian_is_two_over_pi_and_of_a_uniform_three_quarters():
-    index = torch.arange(1200).expand(1200, -1)
-    everyone = Neighbours(index, torch.zeros(1200, 1200), torch.ones(1200, 1200, dtype=torch.bool))
-    grid = (torch.arange(1200, dtype=torch.float64)[:, None] + 0.5) / 1200
+    index = torch.arange(600).expand(600, -1)
+    everyone = Neighbours(index, torch.zeros(600, 600), torch.ones(600, 600, dtype=torch.bool))
+    grid = (torch.arange(600, dtype=torch.float64)[:, None] + 0.5) / 600
     assert multimodality(grid, everyone).item() == pytest.approx(3 / 4, abs=1e-3)
-    assert multimodality(torch.special.ndtri(grid), everyone).item() == pytest.approx(2 / math.pi, abs=3e-3)
+    assert multimodality(torch.special.ndtri(grid), everyone).item() == pytest.approx(2 / math.pi, abs=5e-3)
 
 
 @given(seed=seeds)
@@ -306,10 +305,16 @@ def test_gaussian_kl_is_torchs():
 
 def test_held_out_residuals_find_the_noise_and_not_the_function():
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2000, 2, generator=generator, dtype=torch.float64) * 2 - 1
-    noise = 0.3 * torch.randn(2000, 1, generator=generator, dtype=torch.float64)
+    x = torch.rand(1200, 2, generator=generator, dtype=torch.float64) * 2 - 1
+    noise = 0.3 * torch.randn(1200, 1, generator=generator, dtype=torch.float64)
     residuals, disagreement = held_out_residuals(
-        x, x[:, :1] * x[:, 1:] + noise, torch.arange(2000) // 100, generator=generator
+        x,
+        x[:, :1] * x[:, 1:] + noise,
+        torch.arange(1200) // 100,
+        folds=3,
+        hidden=(32,),
+        num_steps=300,
+        generator=generator,
     )
     assert residuals.square().mean().item() == pytest.approx(0.09, rel=0.15)
     assert disagreement.mean() < 0.01
@@ -319,7 +324,7 @@ def test_an_episode_that_no_other_is_like_is_far_from_the_model_trained_on_the_o
     x = torch.linspace(-1, 1, 50, dtype=torch.float64).repeat(4)[:, None]
     episode_id = torch.arange(200) // 50
     target = torch.where(episode_id[:, None] == 2, -3.0, 3.0) * x
-    options = {"folds": 4, "num_steps": 300, "generator": torch.Generator().manual_seed(0)}
+    options = {"folds": 4, "hidden": (16,), "num_steps": 200, "generator": torch.Generator().manual_seed(0)}
     residuals, _ = held_out_residuals(x, target, episode_id, **options)
     by_episode = residuals.square().view(4, 50).mean(1)
     # Episode 2 against three equal ones: off by 6 x, whose mean square is 36 * 0.347.
@@ -330,10 +335,10 @@ def test_an_episode_that_no_other_is_like_is_far_from_the_model_trained_on_the_o
 @pytest.mark.parametrize(("system", "policy"), [(0.02, 0.0), (0.03, 0.2), (0.01, 0.1)])
 def test_the_split_recovers_the_noises_of_the_simulator(system, policy):
     episodes = PMObstacle().collect(
-        60, system_noise=system, policy_noise=policy, generator=torch.Generator().manual_seed(0)
+        30, system_noise=system, policy_noise=policy, generator=torch.Generator().manual_seed(0)
     )
     found = decompose(episodes)
-    assert found.system_noise == pytest.approx(system, rel=0.05)
+    assert found.system_noise == pytest.approx(system, rel=0.06)
     assert found.system_covariance.diagonal().sqrt().tolist() == pytest.approx([system] * 2, rel=0.1)
     # Actions are clipped to length 1, so that of the noise along the way about half is lost.
     assert 0.55 * policy <= found.action_noise <= policy + 0.1
@@ -341,7 +346,7 @@ def test_the_split_recovers_the_noises_of_the_simulator(system, policy):
 
 def test_system_noise_widens_the_states_without_touching_the_actions_and_policy_noise_does_both():
     def split(**noise):
-        return decompose(PMObstacle().collect(40, generator=torch.Generator().manual_seed(1), **noise))
+        return decompose(PMObstacle().collect(16, generator=torch.Generator().manual_seed(1), **noise))
 
     still, shaken, sloppy = split(), split(system_noise=0.03), split(policy_noise=1.0)
     assert shaken.state_spread > 2 * still.state_spread
@@ -352,12 +357,13 @@ def test_system_noise_widens_the_states_without_touching_the_actions_and_policy_
 
 def test_multimodality_tells_two_ways_from_noise():
     def measured(**options):
-        return quality_report(PMObstacle().collect(30, generator=torch.Generator().manual_seed(2), **options))
+        episodes = PMObstacle().collect(20, generator=torch.Generator().manual_seed(2), **options)
+        near = neighbours(episodes.observations, k=16, episode_id=episodes.episode_id)
+        return episodes, multimodality(episodes.actions, near, reduce=None)
 
-    two_ways, noisy = measured(bimodal=True), measured(policy_noise=0.6)
-    start = torch.cat([torch.arange(n) for n in torch.bincount(two_ways.episode_id).tolist()]) < 3
-    assert two_ways.samples["multimodality"][start].nanmean() > 0.9
-    assert noisy.multimodality < 0.8
+    episodes, two_ways = measured(bimodal=True)
+    assert two_ways[episodes.step < 3].nanmean() > 0.9
+    assert measured(policy_noise=0.6)[1].nanmean() < 0.8
 
 
 def test_the_point_moves_as_stated():
@@ -389,3 +395,14 @@ def test_spearman_is_scipys(seed):
     first, second = random.integers(0, 6, size=(2, 20))
     expected = stats.spearmanr(first, second).statistic
     assert spearman(torch.from_numpy(first), torch.from_numpy(second)) == pytest.approx(expected)
+
+
+def test_a_dimension_that_never_changes_does_not_dilute_the_mean_over_dimensions():
+    generator = torch.Generator().manual_seed(0)
+    near = neighbours(torch.randn(40, 2, generator=generator), k=5)
+    actions = torch.randn(40, 2, generator=generator, dtype=torch.float64)
+    still = torch.cat([actions, torch.full((40, 1), 0.3, dtype=torch.float64)], dim=1)
+    expected = action_variance(actions, near, normalize="per_dim")
+    local = actions[near.index].var(1, correction=0) / actions.var(0, correction=0)
+    torch.testing.assert_close(expected, local.mean())
+    torch.testing.assert_close(action_variance(still, near, normalize="per_dim"), expected)

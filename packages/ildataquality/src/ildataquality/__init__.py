@@ -5,18 +5,22 @@ from importlib.metadata import version as _version
 from ildataquality.bound import bound_from_policy, gaussian_kl, shift_bound, step_weights
 from ildataquality.coverage import HorizonStats, coverage_probability, horizon_stats, tube_width
 from ildataquality.curation import episode_scores, keep_fraction, rank_episodes, sample_weights, select
+from ildataquality.decomposition import Decomposition, decompose
 from ildataquality.ensemble import StackedMLP, fit_stacked, held_out_residuals
 from ildataquality.episodes import Episodes
-from ildataquality.neighbours import Neighbours, neighbours, state_similarity, tube_coverage
+from ildataquality.formats.robomimic import write_robomimic_mask
+from ildataquality.leave_one_out import leave_one_out
+from ildataquality.modes import multimodality
+from ildataquality.neighbours import Neighbours, neighbours
 from ildataquality.normalizer import Normalizer
 from ildataquality.point_mass import PMObstacle
-from ildataquality.report import Decomposition, QualityReport, decompose, quality_report
+from ildataquality.quality import quality_report
+from ildataquality.report import QualityReport
+from ildataquality.similarity import state_similarity, tube_coverage
 from ildataquality.variance import (
     action_chunks,
     action_variance,
     divergence_from_others,
-    leave_one_out,
-    multimodality,
     transition_variance,
 )
 
@@ -55,6 +59,7 @@ __all__ = [
     "transition_variance",
     "tube_coverage",
     "tube_width",
+    "write_robomimic_mask",
 ]
 
 __version__ = _version("ildataquality")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ildataquality._checks import check_count, promoted
+
 Policy = Callable[[Tensor], Any]
 
 
@@ -33,13 +35,12 @@ def step_weights(
     Raises:
         ValueError: If `horizon` < 1 or the convention is unknown.
 
-    Example:
+    Examples:
         >>> from ildataquality import step_weights
         >>> step_weights(4).tolist(), step_weights(4, convention="H-1-t").tolist()
         ([1.0, 0.75, 0.5, 0.25], [0.75, 0.5, 0.25, 0.0])
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    horizon = check_count("horizon", horizon)
     if convention not in ("H-t", "H-1-t"):
         raise ValueError(f"convention must be 'H-t' or 'H-1-t', got {convention!r}")
     first = horizon if convention == "H-t" else horizon - 1
@@ -62,13 +63,13 @@ def shift_bound(per_step_divergence: Tensor, *, convention: str = "H-t") -> Tens
     Raises:
         ValueError: If there is no step, an entry is negative or not finite, or the convention is unknown.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import shift_bound
         >>> shift_bound(torch.full((9,), 0.2))
         tensor(1.)
     """
-    divergence = per_step_divergence
+    divergence = promoted(per_step_divergence)
     if divergence.ndim < 1 or not divergence.dtype.is_floating_point:
         raise ValueError(
             f"per_step_divergence must be a floating (..., H), got {divergence.dtype} {tuple(divergence.shape)}"
@@ -94,9 +95,9 @@ def gaussian_kl(mu_p: Tensor, std_p: Tensor, mu_q: Tensor, std_q: Tensor) -> Ten
         (...,) in nats.
 
     Raises:
-        ValueError: If a deviation is not positive.
+        ValueError: If a deviation is not positive or a number is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import gaussian_kl
         >>> one = torch.ones(2)
@@ -106,6 +107,10 @@ def gaussian_kl(mu_p: Tensor, std_p: Tensor, mu_q: Tensor, std_q: Tensor) -> Ten
     for name, std in (("std_p", std_p), ("std_q", std_q)):
         if not (std > 0).all():
             raise ValueError(f"{name} must be positive, got a smallest of {float(std.min())}")
+    mu_p, std_p, mu_q, std_q = (promoted(value) for value in (mu_p, std_p, mu_q, std_q))
+    for name, value in (("mu_p", mu_p), ("std_p", std_p), ("mu_q", mu_q), ("std_q", std_q)):
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
     ratio, shift = std_p / std_q, (mu_p - mu_q) / std_q
     return (0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum(-1)
 
@@ -137,7 +142,7 @@ def bound_from_policy(
         ValueError: If shapes do not fit, `sigma` is missing or not positive, or one policy is Gaussian and one
             is not.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import bound_from_policy
         >>> states = torch.zeros(4, 10, 3)
@@ -154,9 +159,13 @@ def bound_from_policy(
     if isinstance(ours, tuple):
         divergence = gaussian_kl(*ours, *theirs)
     else:
-        if sigma is None or not sigma > 0:
+        if sigma is None or not 0 < sigma < float("inf"):
             raise ValueError(f"sigma must be positive for deterministic policies, got {sigma}")
-        divergence = (ours - theirs).square().sum(-1) / (2 * sigma**2)
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"policy and expert must give actions of one shape, got {tuple(ours.shape)} and {tuple(theirs.shape)}"
+            )
+        divergence = (promoted(ours) - promoted(theirs)).square().sum(-1) / (2 * sigma**2)
     if divergence.shape != flat.shape[:1]:
         raise ValueError(
             f"policy and expert must give one action of shape (A,) for each of {len(flat)} states, got "

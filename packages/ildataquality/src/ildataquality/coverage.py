@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ildataquality._checks import check_matrix
+from ildataquality._checks import check_count, check_matrix, episode_lengths
 
 _NODES = {1: 256, 2: 96, 3: 48}
 _REACH = 8.5  # standard deviations; what lies beyond weighs 2e-17
@@ -38,7 +38,7 @@ def coverage_probability(
     Raises:
         ValueError: If an argument is out of range, or `exact` with d > 3.
 
-    Example:
+    Examples:
         >>> from ildataquality import coverage_probability
         >>> [round(float(coverage_probability(1.0, 0.5, 10, exact=exact)), 4) for exact in (False, True)]
         [0.9606, 0.8995]
@@ -51,6 +51,7 @@ def coverage_probability(
             raise ValueError(f"{name} must be positive, got a smallest of {float(value.min())}")
     if not (count >= 1).all():
         raise ValueError(f"n must be at least 1, got {float(count.min())}")
+    d = check_count("d", d, least=0)
     if d < 1 or (exact and d > 3):
         raise ValueError(f"d must be at least 1, and at most 3 with exact=True, got {d}")
     if not exact:
@@ -90,29 +91,24 @@ def tube_width(states: Tensor, episode_id: Tensor, *, num_phases: int = 20) -> T
     Raises:
         ValueError: If shapes do not fit or `num_phases` < 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import tube_width
         >>> tube_width(torch.tensor([[0.0], [0.0], [0.0], [2.0]]), torch.tensor([0, 0, 1, 1]), num_phases=2)
         tensor([0., 1.])
     """
-    check_matrix("states", states)
-    phase = phases(episode_id, num_phases)
-    if phase.shape != states.shape[:1]:
-        raise ValueError(
-            f"episode_id must be ({len(states)},) as states has rows, got {tuple(episode_id.shape)}"
-        )
+    states = check_matrix("states", states)
+    phase = phases(episode_id, num_phases, num_samples=len(states))
+    states = states - states.mean(0)
     mean = mean_by(states, phase, num_phases)
     return mean_by((states - mean[phase]).square().sum(1), phase, num_phases).sqrt()
 
 
-def phases(episode_id: Tensor, num_phases: int) -> Tensor:
+def phases(episode_id: Tensor, num_phases: int, *, num_samples: int) -> Tensor:
     """(N,) phase of each sample, 0..num_phases-1."""
-    if num_phases < 1:
-        raise ValueError(f"num_phases must be at least 1, got {num_phases}")
-    _, lengths = torch.unique_consecutive(episode_id, return_counts=True)
+    num_phases, lengths = check_count("num_phases", num_phases), episode_lengths(episode_id, num_samples)
     start = torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths)
-    step = torch.arange(len(episode_id), device=episode_id.device) - start
+    step = torch.arange(num_samples, device=episode_id.device) - start
     return step * num_phases // torch.repeat_interleave(lengths, lengths)
 
 
@@ -157,7 +153,7 @@ def horizon_stats(lengths: Tensor) -> HorizonStats:
     Raises:
         ValueError: If there is none or one is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import horizon_stats
         >>> horizon_stats(torch.tensor([10, 20, 30])).growth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor
 
 from ildataquality.episodes import Episodes
-from ildataquality.report import QualityReport, quality_report
+from ildataquality.quality import quality_report
+from ildataquality.report import QualityReport
 
 DEFAULT_WEIGHTS: Mapping[str, float] = {
     "divergence": -1.0,
     "length": -0.25,
     "novelty": 0.0,
     "leave_one_out": 0.0,
+    "idle": 0.0,
 }
 
 
@@ -24,17 +27,18 @@ def episode_scores(report: QualityReport, weights: Mapping[str, float] | None = 
 
     Args:
         report: The report.
-        weights: Of `divergence`, `length`, `leave_one_out` and `novelty`; what is not named weighs 0. By
+        weights: Of `divergence`, `length`, `leave_one_out`, `novelty` and `idle`; what is not named weighs 0. By
             default -1 and -0.25 for the first two. Novelty is worth a positive weight where operators are
             known to be clean; otherwise it rewards whoever strays.
 
     Returns:
-        (E,) scores. A metric that is the same for all episodes, or not known for one, adds 0 there.
+        (E,) scores. A metric that is the same for all episodes adds 0; where it is not known of one (no neighbour
+        within the radius), that one is taken for the worst of those known.
 
     Raises:
-        ValueError: If a weight names no metric.
+        ValueError: If a weight names no metric or is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import Episodes, PMObstacle, episode_scores, quality_report
         >>> task, generator = PMObstacle(), torch.Generator().manual_seed(0)
@@ -49,14 +53,20 @@ def episode_scores(report: QualityReport, weights: Mapping[str, float] | None = 
         raise ValueError(f"weights must be of {sorted(report.episodes)}, got {unknown}")
     score = torch.zeros_like(report.episodes["length"])
     for name, weight in weights.items():
-        score += weight * _z_score(report.episodes[name])
+        if not math.isfinite(weight):
+            raise ValueError(f"weights must be finite, got {weight} for {name!r}")
+        part = weight * _z_score(report.episodes[name])
+        known = ~part.isnan()
+        score += part.nan_to_num(float(part[known].min()) if known.any() else 0.0)
     return score
 
 
 def _z_score(values: Tensor) -> Tensor:
+    """NaN where the metric is not known."""
     centred = values - values.nanmean()
     std = centred.square().nanmean().sqrt()
-    return torch.where(std > 1e-12, centred / std, 0).nan_to_num(0)
+    rounding = 8 * torch.finfo(values.dtype).eps * values.nan_to_num(0).abs().max()
+    return torch.where(std > rounding, centred / std, centred * 0)
 
 
 def rank_episodes(report: QualityReport, weights: Mapping[str, float] | None = None) -> Tensor:
@@ -88,7 +98,7 @@ def keep_fraction(ranking: Tensor, keep: float) -> Tensor:
     Raises:
         ValueError: If `keep` is not in (0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import keep_fraction
         >>> keep_fraction(torch.tensor([3, 0, 1, 2]), 0.5)
@@ -124,7 +134,7 @@ def select(
         ValueError: If `keep` is not in (0, 1], the report is of another number of episodes or both it and options are
             given, or as `quality_report`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import PMObstacle, select
         >>> episodes = PMObstacle().collect(6, policy_noise=0.3, generator=torch.Generator().manual_seed(0))
@@ -157,7 +167,7 @@ def sample_weights(
     Raises:
         ValueError: If `tau` is not positive, or as `episode_scores`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import PMObstacle, quality_report, sample_weights
         >>> episodes = PMObstacle().collect(4, policy_noise=0.3, generator=torch.Generator().manual_seed(0))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from ildataquality._checks import check_matrix
+from ildataquality._checks import check_count, check_matrix, check_positive, constant_columns, count_episodes
 
 
 class StackedMLP(nn.Module):
@@ -30,7 +30,7 @@ class StackedMLP(nn.Module):
     Raises:
         ValueError: If a size is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import StackedMLP
         >>> StackedMLP(4, in_features=3, out_features=2)(torch.zeros(4, 10, 3)).shape
@@ -113,51 +113,66 @@ def fit_stacked(
     Raises:
         ValueError: If shapes do not fit, a number is not finite or a model has no rows.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import fit_stacked
         >>> x = torch.linspace(-1, 1, 64)[:, None]
         >>> halves = [torch.arange(64), torch.arange(32)]
         >>> generator = torch.Generator().manual_seed(0)
-        >>> models = fit_stacked(x, 3 * x, halves, hidden=(32,), num_steps=500, generator=generator)
+        >>> options = {"hidden": (16,), "num_steps": 100, "learning_rate": 0.01}
+        >>> models = fit_stacked(x, 3 * x, halves, generator=generator, **options)
         >>> bool((models(x)[0] - 3 * x).abs().mean() < 0.3)
         True
     """
-    check_matrix("inputs", inputs)
-    check_matrix("targets", targets)
+    inputs, targets = check_matrix("inputs", inputs), check_matrix("targets", targets)
+    num_steps, batch_size = check_count("num_steps", num_steps), check_count("batch_size", batch_size)
+    check_positive("learning_rate", learning_rate)
     if len(inputs) != len(targets):
         raise ValueError(f"targets must have {len(inputs)} rows as inputs has, got {len(targets)}")
     if not members or not all(len(rows) for rows in members):
         raise ValueError("members must hold at least one row for each model, got an empty one")
-    device, dtype = inputs.device, inputs.dtype
-    models = StackedMLP(
-        len(members),
-        inputs.shape[1],
-        targets.shape[1],
-        hidden,
-        generator=generator,
-        dtype=dtype,
-        device=device,
-    )
-    targets = targets.to(dtype)
-    for name, values in (("input", inputs), ("output", targets)):
-        _standardise(models, name, values, members)
-    sizes = torch.tensor([len(rows) for rows in members])
-    padded = nn.utils.rnn.pad_sequence([rows.to(device) for rows in members], batch_first=True)
-    parameters = list(models.parameters())
-    optimizer = _Adam(parameters)
-    for step in range(num_steps):
-        drawn = torch.rand(len(members), batch_size, generator=generator)
-        batch = padded.gather(1, (drawn * sizes[:, None]).long().clamp_max(sizes[:, None] - 1).to(device))
-        inside = (inputs[batch] - models.input_mean) / models.input_std
-        wanted = (targets[batch] - models.output_mean) / models.output_std
-        # Summed over models: each has the gradient it would have alone.
-        loss = (models.standardized(inside) - wanted).square().mean((1, 2)).sum()
-        decay = (1 + math.cos(math.pi * step / num_steps)) / 2
-        optimizer.update(torch.autograd.grad(loss, parameters), learning_rate * decay)
-        if progress is not None and step % 50 == 0:
-            progress(step / num_steps)
+    # Gradients whatever the caller's mode: tensors made in inference mode cannot take part.
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs, targets = inputs.detach().clone(), targets.detach().to(inputs.dtype, copy=True)
+        members = [rows.to(inputs.device, copy=True) for rows in members]
+        models = StackedMLP(
+            len(members),
+            inputs.shape[1],
+            targets.shape[1],
+            hidden,
+            generator=generator,
+            dtype=inputs.dtype,
+            device=inputs.device,
+        )
+        for name, values in (("input", inputs), ("output", targets)):
+            _standardise(models, name, values, members)
+        optimizer = _Adam(list(models.parameters()))
+        batches = _batches(members, num_steps, batch_size, generator)
+        for step, batch in enumerate(batches):
+            decay = (1 + math.cos(math.pi * step / num_steps)) / 2
+            optimizer.update(_gradients(models, inputs[batch], targets[batch]), learning_rate * decay)
+            if progress is not None and step % 50 == 0:
+                progress(step / num_steps)
     return models.eval().requires_grad_(False)
+
+
+def _batches(
+    members: Sequence[Tensor], num_steps: int, batch_size: int, generator: torch.Generator | None
+) -> Iterator[Tensor]:
+    """(M, B) row numbers for each step, drawn with replacement."""
+    sizes = torch.tensor([[len(rows)] for rows in members])
+    padded = nn.utils.rnn.pad_sequence(list(members), batch_first=True)
+    for _ in range(num_steps):
+        drawn = torch.rand(len(members), batch_size, generator=generator)
+        yield padded.gather(1, (drawn * sizes).long().clamp_max(sizes - 1).to(padded.device))
+
+
+def _gradients(models: StackedMLP, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    inside = (inputs - models.input_mean) / models.input_std
+    wanted = (targets - models.output_mean) / models.output_std
+    # Summed over models: each has the gradient it would have alone.
+    loss = (models.standardized(inside) - wanted).square().mean((1, 2)).sum()
+    return torch.autograd.grad(loss, list(models.parameters()))
 
 
 class _Adam:
@@ -194,10 +209,10 @@ class _Adam:
 
 def _standardise(models: StackedMLP, name: str, values: Tensor, members: Sequence[Tensor]) -> None:
     for model, rows in enumerate(members):
-        part = values[rows.to(values.device)]
-        std = part.std(0, correction=0)
-        getattr(models, f"{name}_mean")[model, 0] = part.mean(0)
-        getattr(models, f"{name}_std")[model, 0] = torch.where(std > 1e-6, std, 1)
+        part = values[rows]
+        std = part.double().std(0, correction=0).masked_fill(constant_columns(part), 1)
+        getattr(models, f"{name}_mean")[model, 0] = part.double().mean(0)
+        getattr(models, f"{name}_std")[model, 0] = std
 
 
 def held_out_residuals(
@@ -236,7 +251,7 @@ def held_out_residuals(
     Raises:
         ValueError: If shapes do not fit, a number is not finite or `folds` is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ildataquality import held_out_residuals
         >>> x, episode = torch.rand(40, 2), torch.arange(40) // 10
@@ -244,7 +259,9 @@ def held_out_residuals(
         >>> residuals.shape, disagreement.shape
         (torch.Size([40, 2]), torch.Size([40]))
     """
-    num_episodes = int(episode_id.max()) + 1
+    inputs, targets = check_matrix("inputs", inputs), check_matrix("targets", targets)
+    num_episodes = count_episodes(episode_id, len(inputs))
+    folds = check_count("folds", folds, least=0)
     if not 2 <= folds <= num_episodes:
         raise ValueError(f"folds must lie in 2..{num_episodes} (the number of episodes), got {folds}")
     dealt = torch.randperm(num_episodes, generator=generator).to(episode_id.device) % folds

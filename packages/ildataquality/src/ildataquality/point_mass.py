@@ -76,7 +76,7 @@ class PMObstacle:
         Raises:
             ValueError: If a number is out of range.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from ildataquality import PMObstacle
             >>> episodes = PMObstacle().collect(3, generator=torch.Generator().manual_seed(0))

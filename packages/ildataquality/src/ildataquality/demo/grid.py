@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ildataquality.ensemble import fit_stacked
 from ildataquality.episodes import Episodes
-from ildataquality.neighbours import neighbours, state_similarity, tube_coverage
 from ildataquality.normalizer import Normalizer
 from ildataquality.point_mass import PMObstacle
-from ildataquality.variance import action_variance
+from ildataquality.quality import quality_report
 
-REACH = 0.04  # twice the system's noise at test: how far states are perturbed, and how near a sample must be
+REACH = 0.04  # twice the system's noise at test
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ def run_grid(
     ]
     report(0.05, "collected")
     union = Episodes.concatenate(sets)
-    normalizer = Normalizer.fit(union.observations, generator=generator)
-    metrics = [_metrics(episodes, normalizer, generator) for episodes in sets]
+    normalizer = Normalizer.fit(union.observations, union.actions, generator=generator)
+    metrics = [_metrics(episodes, normalizer, seed) for seed, episodes in enumerate(sets)]
     report(0.15, "metrics")
     sizes = [episodes.num_samples for episodes in sets]
     models = fit_stacked(
@@ -68,15 +67,27 @@ def run_grid(
     return {name: values.view(*grid.shape, grid.repeats).mean(-1) for name, values in found.items()}
 
 
-def _metrics(episodes: Episodes, normalizer: Normalizer, generator: torch.Generator) -> dict[str, float]:
+def _metrics(episodes: Episodes, normalizer: Normalizer, seed: int) -> dict[str, float]:
     """What is known before any training; normaliser and radius are those of the union."""
-    raw, states = episodes.observations, normalizer(episodes.observations)
-    near = neighbours(states, k=min(16, len(states) // 4), episode_id=episodes.episode_id)
-    perturbed = raw + REACH * torch.randn(raw.shape, generator=generator)
+    report = quality_report(episodes, normalizer=normalizer, reach=REACH, seed=seed)
     return {
-        "action variance": float(action_variance(episodes.actions, near, normalize=False)),
-        "coverage": float(tube_coverage(raw, perturbed, REACH).double().mean()),
-        "state diversity": -float(state_similarity(states, normalizer.radius)),
+        "action variance": report.action_variance,
+        "coverage": report.coverage,
+        "state diversity": -report.state_similarity,
+        "length": report.horizon.mean,
+    }
+
+
+def grid_scores(cells: dict[str, Tensor], grid: Grid) -> dict[str, Tensor]:
+    """What is ranked against success: the combined score, its rivals, and its parts."""
+    coverage, variance = cells["coverage"], cells["action variance"]
+    return {
+        "coverage - action variance": coverage - variance,
+        "state diversity": cells["state diversity"],
+        "short episodes": -cells["length"],
+        "coverage": coverage,
+        "low action variance": -variance,
+        "coverage - action variance / N": coverage - variance / torch.tensor(grid.sizes)[:, None, None],
     }
 
 

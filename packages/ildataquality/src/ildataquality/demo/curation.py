@@ -11,7 +11,7 @@ from torch import Tensor
 from ildataquality.curation import keep_fraction, rank_episodes
 from ildataquality.ensemble import StackedMLP, fit_stacked
 from ildataquality.episodes import Episodes
-from ildataquality.report import quality_report
+from ildataquality.quality import quality_report
 
 ARMS = ("best half by rank", "all", "random half", "half of most state diversity")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,17 +11,20 @@ from torch import Tensor
 from ildataquality.curation import keep_fraction, rank_episodes
 from ildataquality.episodes import Episodes
 from ildataquality.normalizer import Normalizer
-from ildataquality.report import quality_report
+from ildataquality.quality import quality_report
 
 GROUPS = ("better", "okay", "worse")
 
 
-def robomimic(path: str, seed: int, report: Callable[[float, str], None]) -> dict[str, Any]:
+Judge = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+
+def robomimic(path: str, seed: int, report: Callable[[float, str], None], judge: Judge) -> dict[str, Any]:
     """Measure each group with one normaliser, and rank all episodes together without their labels."""
     parts = [Episodes.from_robomimic_hdf5(path, filter_key=group) for group in GROUPS]
     union = Episodes.concatenate(parts)
     generator = torch.Generator().manual_seed(seed)
-    normalizer = Normalizer.fit(union.observations, generator=generator)
+    normalizer = Normalizer.fit(union.observations, union.actions, generator=generator)
     rows: list[dict[str, Any]] = []
     for index, (name, part) in enumerate(zip(GROUPS, parts, strict=True)):
         found = quality_report(part, normalizer=normalizer, seed=seed)
@@ -51,6 +53,7 @@ def robomimic(path: str, seed: int, report: Callable[[float, str], None]) -> dic
         dropped[keep_fraction(ranking, keep)] = False
         role = "method" if name == "dropped by rank" else "baseline"
         rows.append({"name": name, "role": role, "precision": 100 * float(worse[dropped].double().mean())})
+    judged = judge(rows)
     report(1.0, "done")
     return {
         "claim": "On demonstrations of many people, action variance and horizon order operators as their labels do.",
@@ -66,16 +69,7 @@ def robomimic(path: str, seed: int, report: Callable[[float, str], None]) -> dic
             "precision": {"unit": "% of dropped are worse", "better": "higher"},
         },
         "rows": rows,
-        "criterion": "action variance and horizon both increase from better over okay to worse, and the rank drops "
-        "more of the worse than chance and state diversity do",
-        "holds": _holds(rows),
+        "conditions": judged,
+        "holds": all(condition["holds"] for condition in judged),
         "curves": [],
     }
-
-
-def _holds(rows: list[dict[str, Any]]) -> bool:
-    groups, (ours, *others) = rows[:3], (row["precision"] for row in rows[3:])
-    ordered = all(
-        low[name] < high[name] for name in ("action_variance", "horizon") for low, high in pairwise(groups)
-    )
-    return ordered and ours > max(others)
