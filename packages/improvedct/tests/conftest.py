@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from hypothesis import settings
 
 from improvedct import Consistency
 
-settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=25)
+EXAMPLES = 3 if os.environ.get("ARMILLARY_LOWEST") else 25
+settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=EXAMPLES)
 settings.load_profile("isolated")
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the toys, which pytest's importlib mode does not find

@@ -20,7 +20,9 @@ class Net(nn.Module):
 
     def forward(self, x, c_noise, label=None):
         hidden = self.dropout(
-            torch.tanh(x.reshape(len(x), -1) @ self.weight + c_noise.unsqueeze(1) * self.level)
+            torch.tanh(
+                x.reshape(len(x), x.shape[1:].numel()) @ self.weight + c_noise.unsqueeze(1) * self.level
+            )
         )
         if label is not None:
             hidden = hidden + self.labels[label]

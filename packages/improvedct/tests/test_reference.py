@@ -314,33 +314,6 @@ def test_autocast_leaves_the_boundary_exact():
     assert loss.dtype == torch.float32
 
 
-def test_wrapped_models_are_looked_into(model):
-    class Wrapper(nn.Module):
-        def __init__(self, module):
-            super().__init__()
-            self.module = module
-
-        def forward(self, *args, **kwargs):
-            return self.module(*args, **kwargs)
-
-    x = normal((4, 3)) * 0.5
-    losses = [
-        consistency_loss(m, x, 11, generator=torch.Generator().manual_seed(0)).loss
-        for m in (model, Wrapper(model))
-    ]
-    assert losses[0].item() == losses[1].item()
-    assert sample(Wrapper(model), (2, 3)).shape == (2, 3)
-
-
-def test_states_hold_the_users_network_alone(model):
-    consistency_loss(model, normal((4, 3)) * 0.5, 11)  # keeps its grid, but not in the state
-    assert set(model.state_dict()) == {f"net.{name}" for name in model.net.state_dict()}
-    other = Consistency(Net(3, seed=9))
-    other.load_state_dict(model.state_dict())
-    x, sigma = normal((2, 3)), torch.tensor([1.0, 20.0], dtype=torch.float64)
-    torch.testing.assert_close(other(x, sigma), model(x, sigma))
-
-
 def test_the_step_compiles_into_one_graph():
     """Forward and backward, against the step as it stands."""
     model = Consistency(Net(3)).train()

@@ -2,12 +2,12 @@
 
 from importlib.metadata import version as _version
 
+from improvedct.average import ema_update
 from improvedct.editing import LinearTransform, channel_transform, edit, interpolate, patch_transform
 from improvedct.loss import (
     LossOut,
     check_data,
     consistency_loss,
-    ema_update,
     pair_loss,
     pseudo_huber,
     squared_l2,

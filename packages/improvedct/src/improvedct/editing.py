@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from improvedct.sampling import check_taus, constant_level, noise_range_of, refine
+from improvedct.model import bare_of, conditioning
+from improvedct.sampling import check_taus, constant_level, evaluation_mode, refine
 
 
 class LinearTransform(NamedTuple):
     """An orthogonal change of coordinates in which the known part of a sample is a set of entries.
 
-    Args:
+    Attributes:
         forward: (B, ...) to coordinates.
         inverse: And back.
     """
@@ -34,6 +35,7 @@ def edit(
     transform: LinearTransform | None = None,
     clip: tuple[float, float] | None = None,
     generator: torch.Generator | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     **cond: Any,
 ) -> Tensor:
     """Complete samples of which a part is known (arXiv 2303.01469, algorithm 4).
@@ -43,22 +45,24 @@ def edit(
     `patch_transform` for super-resolution.
 
     Args:
-        model: A `Consistency` in evaluation mode.
+        model: A `Consistency`; it is in evaluation mode meanwhile.
         reference: (B, ...) samples; only their known coordinates are used.
         known: Boolean, broadcastable to the coordinates: True where they are known.
         taus: Strictly decreasing noise levels; more of them fit the parts together better.
         transform: The coordinates; those of the sample itself if None.
         clip: Range the samples are clamped to before the known part is put back.
         generator: Source of the noise, on the device of `reference`.
-        **cond: Passed on to the model.
+        model_kwargs: Passed on to the model, whatever the names.
+        **cond: Likewise, for all names that are not taken above.
 
     Returns:
         (B, ...) samples with exactly the known coordinates of `reference` (up to rounding).
 
     Raises:
-        ValueError: If `known` is not boolean, or taus do not decrease within the noise range.
+        ValueError: If `known` is not boolean, taus do not decrease within the noise range, or clip is no range.
+        TypeError: If the reference is not floating point.
 
-    Example:
+    Examples:
         A 2x2 image of which the left column is known:
 
         >>> from improvedct import Consistency
@@ -71,6 +75,8 @@ def edit(
     """
     if known.dtype != torch.bool:
         raise ValueError(f"known must be boolean, got {known.dtype}")
+    if not reference.is_floating_point():
+        raise TypeError(f"reference must be floating point, got {reference.dtype}")
     levels = check_taus(model, taus)
     transform = transform or LinearTransform(lambda x: x, lambda x: x)
     coordinates = transform.forward(reference)
@@ -79,28 +85,38 @@ def edit(
         return transform.inverse(torch.where(known, coordinates, transform.forward(x)))
 
     start = transform.inverse(coordinates.masked_fill(~known, 0))
-    noise = torch.randn(start.shape, generator=generator, device=start.device, dtype=start.dtype)
+    noise = torch.empty_like(start).normal_(generator=generator)
+    cond = conditioning(cond, model_kwargs)
     return refine(
-        model, start + levels[0] * noise, levels, clip=clip, generator=generator, replace=replace, **cond
+        model, start + levels[0] * noise, levels, cond, clip=clip, generator=generator, replace=replace
     )
 
 
 @torch.no_grad()
-def interpolate(model: nn.Module, noise_a: Tensor, noise_b: Tensor, fractions: Tensor, **cond: Any) -> Tensor:
+def interpolate(
+    model: nn.Module,
+    noise_a: Tensor,
+    noise_b: Tensor,
+    fractions: Tensor,
+    *,
+    model_kwargs: Mapping[str, Any] | None = None,
+    **cond: Any,
+) -> Tensor:
     """One-step samples along the arc between two noises.
 
     z = sin((1 - a) phi) / sin(phi) z_a + sin(a phi) / sin(phi) z_b, phi the angle between them
-    (arXiv 2303.01469, appendix D).
+    (arXiv 2303.01469, appendix D). Between noises in one line there is no arc, and the walk is straight.
 
     Args:
-        model: A `Consistency` in evaluation mode.
+        model: A `Consistency`; it is in evaluation mode meanwhile.
         noise_a: (B, ...) standard normal, where the walk starts.
         noise_b: (B, ...) where it ends.
         fractions: (T,) in [0, 1].
-        **cond: Passed on to the model, with T B in front of their shapes.
+        model_kwargs: Passed on to the model, whatever the names, with T B in front of their shapes.
+        **cond: Likewise, for all names that are not taken above.
 
     Returns:
-        (T, B, ...) samples.
+        (T, B, ...) samples, in the dtype of the noises.
 
     Raises:
         ValueError: If the noises differ in shape or a fraction is outside [0, 1].
@@ -109,16 +125,19 @@ def interpolate(model: nn.Module, noise_a: Tensor, noise_b: Tensor, fractions: T
         raise ValueError(f"noises must have one shape, got {tuple(noise_a.shape)} and {tuple(noise_b.shape)}")
     if not bool(((fractions >= 0) & (fractions <= 1)).all()):
         raise ValueError(f"fractions must be in [0, 1], got {fractions.tolist()}")
-    flat_a, flat_b = noise_a.flatten(1), noise_b.flatten(1)
-    cosine = nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
-    # Parallel noises have no arc; there the limit is the straight line.
-    angle = cosine.acos().clamp_min(1e-4).view(1, -1, 1)
+    exact = torch.promote_types(noise_a.dtype, torch.float32)
+    flat_a, flat_b = (
+        noise.reshape(len(noise), noise.shape[1:].numel()).to(exact) for noise in (noise_a, noise_b)
+    )
+    angle = nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1).acos().view(1, -1, 1)
     steps = fractions.to(flat_a).view(-1, 1, 1)
-    arc = ((1 - steps) * angle).sin() * flat_a + (steps * angle).sin() * flat_b
-    noise = (arc / angle.sin()).view(len(fractions) * len(noise_a), *noise_a.shape[1:])
-    sigma_max = noise_range_of(model).sigma_max
-    samples: Tensor = model(sigma_max * noise, constant_level(noise, sigma_max), **cond)
-    return samples.view(len(fractions), *noise_a.shape)
+    arc = (((1 - steps) * angle).sin() * flat_a + (steps * angle).sin() * flat_b) / angle.sin()
+    walk = torch.where(angle.sin() < 1e-3, flat_a.lerp(flat_b, steps), arc)
+    noise = walk.view(len(fractions) * len(noise_a), *noise_a.shape[1:]).to(noise_a.dtype)
+    sigma_max, cond = bare_of(model).noise_range.sigma_max, conditioning(cond, model_kwargs)
+    with evaluation_mode(model):
+        samples: Tensor = model(sigma_max * noise, constant_level(noise, sigma_max), **cond)
+    return samples.to(noise_a.dtype).view(len(fractions), *noise_a.shape)
 
 
 def channel_transform(weights: Sequence[float] = (1.0, 1.0, 1.0)) -> LinearTransform:

@@ -78,6 +78,14 @@ def folder(path: str, generator: torch.Generator, num_steps: int = 400) -> Data:
     return Data("CIFAR-10", path, measure, images[:cut], images[cut:], distance, is_image=True, dropout=0.3)
 
 
+def fitted_gaussian(data: Data, count: int, generator: torch.Generator) -> Tensor:
+    """Samples of the normal law with the mean and the covariance of the training data."""
+    flat = data.training.flatten(1).double()
+    noise = torch.randn(count, flat.shape[1], generator=generator, dtype=flat.dtype)
+    samples = flat.mean(0) + noise @ _root(flat.T.cov())
+    return samples.view(count, *data.training.shape[1:]).to(data.training.dtype)
+
+
 def energy_distance(a: Tensor, b: Tensor) -> float:
     """2 E|A - B| - E|A - A'| - E|B - B'|, zero between equal distributions."""
     cross = torch.cdist(a, b).mean()

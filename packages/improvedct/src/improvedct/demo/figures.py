@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from improvedct._demo_data import Data
-from improvedct.loss import ema_update, pair_loss, squared_l2
+from improvedct.average import ema_update
+from improvedct.demo.data import Data
+from improvedct.loss import pair_loss, squared_l2
 from improvedct.noise import NoiseRange, Stage, lognormal_index_probs
 
 
