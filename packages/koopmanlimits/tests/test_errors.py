@@ -13,13 +13,16 @@ from koopmanlimits import (
     DiskTwist,
     Fourier,
     GalerkinAccumulator,
+    Hermite,
     HyperbolicCross,
     Identity,
     Modes,
+    QuadratureErrors,
     Snapshots,
     Tower,
     VerifiedKoopman,
     autocorrelation,
+    certified_residual,
     classic_systems,
     comp_spec,
     complex_grid,
@@ -34,6 +37,7 @@ from koopmanlimits import (
     moment_measure,
     pod,
     product_kernel,
+    pseudoeigenfunctions,
     pseudospectrum,
     quadrature_errors,
     rage,
@@ -50,6 +54,8 @@ Y = torch.randn(30, 3, generator=GENERATOR, dtype=torch.float64)
 NAN = X.clone()
 NAN[3, 1] = float("nan")
 GAL = galerkin(X, Y)
+REAL, COMPLEX = GalerkinAccumulator(3), GalerkinAccumulator(3, torch.complex128)
+COMPLEX.update(X * 1j, Y)
 MODES = resdmd(GAL).with_state(X, X)
 Z = torch.zeros(2, dtype=torch.complex128)
 ONES = torch.ones(3)
@@ -160,7 +166,47 @@ ONES = torch.ones(3)
         (lambda: VerifiedKoopman(delays=30).fit(X), "X must have at least 31 states, got 30"),
         (lambda: VerifiedKoopman().predict(X), "the estimator must be fitted first"),
         (lambda: VerifiedKoopman(eps=9.0).fit(X).predict(X[:, :2]), "X must have 3 features, got 2"),
+        (
+            lambda: VerifiedKoopman().fit([X, X[:, :2]]),
+            "X must hold trajectories of one size of state, got [3, 2]",
+        ),
+        (lambda: VerifiedKoopman().fit([X, NAN]), "X[1] must be finite, got NaN or infinity"),
+        (lambda: VerifiedKoopman(eps=9.0).fit(X).score(X[:1]), "X must have at least 2 states to be scored"),
+        (lambda: VerifiedKoopman(eps=9.0).fit(X).score(0 * X), "X must not be constant to be scored"),
+        (
+            lambda: VerifiedKoopman().fit(X[:2]),
+            "X must give at least 2 pairs of windows, one to be held out, got 1",
+        ),
+        (lambda: VerifiedKoopman(dt=0.0).fit(X), "dt must be positive and finite, got 0.0"),
+        (lambda: VerifiedKoopman().frequencies_, "the estimator must be fitted first"),
+        (
+            lambda: VerifiedKoopman(lambda x: x[:5]).fit(X),
+            "dictionary must return one row per state, (29, N)",
+        ),
+        (lambda: resdmd(GAL).amplitudes(), "modes must have state modes"),
+        (lambda: pod(X, 1.5), "rank must be a share in (0, 1] if it is a float, got 1.5"),
+        (lambda: Hermite(-1), "n must be at least 0, got -1"),
         (lambda: VerifiedKoopman().set_params(size=3), "size must be one of dictionary, rank"),
+        (lambda: VerifiedKoopman().fit(X[:0]), "X must hold at least one state, got shape (0, 3)"),
+        (lambda: VerifiedKoopman().fit([X, X[:0]]), "X[1] must hold at least one state, got shape (0, 3)"),
+        (lambda: pod(X[:0], 1), "fields must hold at least one field, got shape (0, 3)"),
+        (
+            lambda: comp_spec(torch.tensor([0.5, float("nan")]), Z),
+            "source must give tau at every grid point, got NaN",
+        ),
+        (
+            lambda: quadrature_errors(ONES, ONES, float("nan"), 0.1),
+            "cell must be finite, got nan",
+        ),
+        (lambda: quadrature_errors(ONES, ONES, 0.1, float("inf")), "modulus must be finite, got inf"),
+        (
+            lambda: certified_residual(ONES, Z, QuadratureErrors(0, 0, 0)),
+            "tau must have the shape of z (2,), got (3,)",
+        ),
+        (
+            lambda: certified_residual(torch.full((2,), torch.nan), Z, QuadratureErrors(0, 0, 0)),
+            "tau must not be NaN",
+        ),
     ],
 )
 def test_bad_values(call, message):
@@ -182,7 +228,28 @@ def test_bad_values(call, message):
             lambda: GalerkinAccumulator(3).update(X * 1j, Y * 1j),
             "psi_x is complex: make the accumulator with",
         ),
-        (lambda: pod(X * 1j, 1), "fields must be real"),
+        (lambda: pod(X, 1).encode(X * 1j), "fields must be real like those of the modes"),
+        (lambda: pod(X, "all"), "rank must be an integer, got str"),
+        (lambda: RBF(X)(X * 1j), "x must be real"),
+        (lambda: Fourier(1)(X * 1j), "x must be real"),
+        (lambda: make_kernel("gaussian", X)(X * 1j, X), "x must be real"),
+        (lambda: spectral_measure(GAL, ONES, ONES * 1j, 0.1), "theta must be real"),
+        (lambda: spectral_measure(GAL, ONES, ONES, "small"), "epsilon must be a number, got str"),
+        (lambda: knee(ONES * 1j), "values must be real"),
+        (lambda: wiener_mass(ONES, ONES * 1j), "angles must be real"),
+        (lambda: rage(torch.randn(3000), (1.5,)), "dimensions must be an integer, got float"),
+        (
+            lambda: COMPLEX.merge(GalerkinAccumulator(3)).result() and REAL.merge(COMPLEX),
+            "others are complex",
+        ),
+        (lambda: REAL.load_state_dict(COMPLEX.state_dict()), "state_dict is complex"),
+        (lambda: VerifiedKoopman().fit([["a", "b"]]), "X must be a table of numbers, got list"),
+        (
+            lambda: VerifiedKoopman(eps=9.0).fit(X).predict(X * 1j),
+            "X must be real like the states that were learnt",
+        ),
+        (lambda: VerifiedKoopman(lambda x: [1.0]).fit(X), "dictionary must return a tensor, got list"),
+        (lambda: VerifiedKoopman(RBF(X)).fit(X * 1j), "dictionary must take complex states"),
         (lambda: forecast(MODES, X[0], 1.5), "steps must be an integer, got float"),
     ],
 )
@@ -202,12 +269,26 @@ def test_weighted_and_unweighted_batches_do_not_mix():
         accumulator.merge(other)
 
 
-def test_fewer_snapshots_than_observables_warns_at_the_callers_line():
-    with pytest.warns(
-        UserWarning, match="2 snapshots for 3 observables: residuals on these data mean nothing"
-    ) as w:
-        galerkin(X[:2], Y[:2], truncate=1e-10)
-    assert w[0].filename == __file__
+def test_fewer_snapshots_than_observables_are_one_warning_at_the_callers_line():
+    stream = GalerkinAccumulator(3)
+    stream.update(X[:2], Y[:2])
+    for call in (
+        lambda: galerkin(X[:2], Y[:2]),
+        lambda: galerkin(X[:2], Y[:2], truncate=1e-10),
+        stream.result,
+        lambda: streaming_galerkin([(X[:2], Y[:2])]),
+        lambda: VerifiedKoopman(holdout=0.0, eps=9.0).fit(X[:3]),
+        lambda: VerifiedKoopman(eps=9.0).partial_fit(X[:3]),
+    ):
+        with pytest.warns(
+            UserWarning, match="2 snapshots for . observables: residuals on these data mean"
+        ) as w:
+            call()
+        assert [(len(w), found.filename) for found in w] == [(1, __file__)]
+    # Where residuals are measured on other data there is nothing to warn of.
+    assert VerifiedKoopman(eps=9.0).fit(X[:4]).num_held_out_ == 1
+    with pytest.raises(ValueError, match="only 1 of its 3"):  # one message
+        galerkin(X[[0, 0]], Y[:2])
 
 
 def test_an_empty_verified_spectrum_has_no_error_to_report():
@@ -221,3 +302,30 @@ def test_saving_without_safetensors_names_the_extra(monkeypatch, tmp_path):
     with pytest.raises(ImportError, match=r"pip install 'koopmanlimits\[io\]'"):
         MODES.save(tmp_path / "modes")
     assert isinstance(MODES, Modes)
+
+
+def test_a_file_of_something_else_is_told_by_what_it_holds(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"weight": X}, tmp_path / "other.safetensors")
+    with pytest.raises(
+        ValueError, match=r"path must be a file that Modes\.save wrote.*it holds \['weight'\]"
+    ):
+        Modes.load(tmp_path / "other.safetensors")
+
+
+def test_the_gram_method_sees_dependence_in_spite_of_its_shift():
+    x = X[:, [0, 1, 0]]
+    with pytest.raises(ValueError, match="only 2 of its 3 observables are"):
+        galerkin(x, Y, method="gram")
+    cut = galerkin(x, x / 2, method="gram", truncate=1e-10)
+    assert len(cut.R) == 2
+    torch.testing.assert_close(resdmd(cut).values.real, torch.full((2,), 0.5).double())
+
+
+def test_no_points_have_no_residuals():
+    none = torch.zeros(0, 3, dtype=torch.complex128)
+    tau, vectors = pseudoeigenfunctions(GAL, none)
+    assert tau.shape == (0, 3)
+    assert vectors.shape == (0, 3, 3)
+    assert len(comp_spec(GAL, none)) == 0

@@ -319,9 +319,10 @@ def test_the_smoothed_density_converges_with_the_order_of_the_kernel(order):
         size,
     )
     f = torch.zeros(size)
-    f[60], f[61] = 1.0, 0.5
+    f = f.to(torch.complex128)
+    f[60], f[61] = 1.0, 0.5j
     theta = torch.tensor([0.3, 1.1, 2.0], dtype=torch.float64)
-    exact = (1 + 0.5 * torch.exp(1j * theta)).abs() ** 2 / (2 * torch.pi)
+    exact = (1 + 0.5j * torch.exp(1j * theta)).abs() ** 2 / (2 * torch.pi)
     errors = [
         float((spectral_measure(gal, f, theta, epsilon, order=order) - exact).abs().max())
         for epsilon in (0.2, 0.1)

@@ -19,8 +19,10 @@ from koopmanlimits import (
     Hermite,
     HyperbolicCross,
     Modes,
+    QuadratureErrors,
     Tower,
     autocorrelation,
+    certified_residual,
     classic_systems,
     comp_spec,
     complex_grid,
@@ -34,14 +36,18 @@ from koopmanlimits import (
     kernel_resdmd,
     knee,
     make_kernel,
+    moment_measure,
     mpedmd,
     product_kernel,
     pseudospectrum,
+    quadrature_errors,
     rage,
     resdmd,
     spectral_measure,
+    wiener_mass,
 )
-from koopmanlimits._demo_flows import lorenz_trajectory
+from koopmanlimits.demo.flows import lorenz_trajectory
+from koopmanlimits.modes import unitary_eig
 
 
 def randn(*shape, seed=0, complex_values=False):
@@ -145,6 +151,42 @@ def test_the_spectral_measure_of_mpedmd_is_the_smoothed_sum_of_its_atoms(circle)
     poisson = (1 - r**2) / (1 - 2 * r * torch.cos(gap) + r**2) / (2 * math.pi)
     density = spectral_measure(gal, f, theta, epsilon, order=1)
     torch.testing.assert_close(density, poisson @ mass, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("order", "epsilon", "theta", "expected"),
+    [(2, 0.2, 1.0, 10 / math.pi), (2, 0.2, 1.3, 0.286701), (6, 0.1, 1.0, 16.787578)],
+)
+def test_the_smoothed_point_mass_has_the_height_of_the_rational_kernel(order, epsilon, theta, expected):
+    one = torch.ones(1, 1, dtype=torch.complex128)
+    gal = galerkin(one, one * cmath.exp(1j))  # one eigenvalue exp(i), all the mass
+    density = spectral_measure(gal, torch.ones(1), torch.tensor([theta]).double(), epsilon, order=order)
+    assert float(density) == pytest.approx(expected, rel=2e-6)
+
+
+def test_certified_residuals_are_the_formula_with_every_term():
+    # (.09 + .05 + 2 * .5 * .2 + .25 * .1) / (1 - .1) under the root.
+    errors = QuadratureErrors(gram=0.1, cross=0.2, image=0.05)
+    bound = certified_residual(torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.5j]), errors)
+    assert float(bound) == pytest.approx(math.sqrt(0.365 / 0.9), abs=1e-12)
+
+
+def test_quadrature_errors_are_the_formula_with_every_term():
+    # sup_i Lip_j = [[3, 5], [6, 10]]; successors move by .05 + .2, states by .1; a basis of norm 2 counts squared.
+    given = (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0]), 0.1, 0.2)
+    found = quadrature_errors(*given, precision=0.05, basis=2 * torch.eye(2).double())
+    expected = [4 * 0.1 * math.sqrt(678), 4 * math.sqrt(20.775), 4 * 0.25 * math.sqrt(678)]
+    assert list(found) == pytest.approx(expected)
+
+
+def test_weights_of_states_are_repetitions():
+    x, states = randn(20, 3), randn(20, 2, seed=1)
+    times = torch.arange(20) % 3 + 1
+    modes = edmd(galerkin(x, randn(20, 3, seed=2)))
+    weighted = modes.with_state(x, states, times / times.sum())
+    repeated = modes.with_state(x.repeat_interleave(times, 0), states.repeat_interleave(times, 0))
+    torch.testing.assert_close(weighted.state_modes, repeated.state_modes)
+    torch.testing.assert_close(weighted.state_error, repeated.state_error)
 
 
 def test_autocorrelations_are_the_sums_they_are():
@@ -430,3 +472,62 @@ def test_towers_take_their_innermost_limit_first():
     assert [step.output for step in tower] == [(1, 3, 4), (1, 3, 5), (2, 3, 4), (2, 3, 5)]
     assert [step.indices for step in tower.outer()] == [(1, 3, 5), (2, 3, 5)]
     assert {entry.limits[0] for entry in SCI_TABLE} == {"1", "2", "3"}
+
+
+def test_real_moments_are_moments():
+    moments = torch.cos(torch.arange(9.0))  # half the mass at each of exp(i) and exp(-i)
+    theta = torch.linspace(-3, 3, 7).double()
+    lag = torch.arange(-8, 9).double()
+    wave = (1 - lag.abs() / 8) * torch.cos(lag) * torch.exp(1j * theta[:, None] * lag)
+    torch.testing.assert_close(
+        moment_measure(moments, theta, filter="hat"), wave.sum(1).real / (2 * torch.pi), atol=1e-6, rtol=1e-6
+    )
+
+
+def test_a_pseudospectrum_carries_no_gradient_and_no_warning():
+    x = torch.linspace(0, 6, 40).double()[:, None]
+    psi = Fourier(2)
+    found = pseudospectrum(galerkin(psi(x).requires_grad_(), psi(x + 0.3)), torch.tensor([1j, 0.5 + 0j]))
+    assert not found.requires_grad
+    torch.testing.assert_close(
+        found, pseudospectrum(galerkin(psi(x), psi(x + 0.3)), torch.tensor([1j, 0.5 + 0j]))
+    )
+
+
+def test_the_verified_spectrum_is_the_authors_double_loop():
+    generator = torch.Generator().manual_seed(3)
+    z = torch.complex(*torch.rand(2, 60, generator=generator, dtype=torch.float64))
+    tau = 1.3 * torch.rand(60, generator=generator, dtype=torch.float64) ** 2
+    tau[0], tau[1] = 1.2, 0.01  # z[0] starts nothing, though z[1] is in its reach
+    expected = set()
+    for i in range(60):
+        if tau[i] < 1:
+            near = [j for j in range(60) if j == i or abs(z[i] - z[j]) < 5 * tau[i]]
+            expected.add(min(near, key=lambda j: float(tau[j])))
+    found = comp_spec(tau, z)
+    torch.testing.assert_close(found.bounds, tau[sorted(expected, key=lambda j: float(tau[j]))])
+    # A start above 1 that reaches only itself would be kept by a laxer rule.
+    alone = comp_spec(torch.tensor([1.2, 0.5]), torch.tensor([100.0 + 0j, 0j]))
+    assert alone.points.tolist() == [0j]
+    # In reach at 5 times 0.1, and not at 4 times.
+    assert comp_spec(torch.tensor([0.1, 0.05]), torch.tensor([0.45 + 0j, 0j])).points.tolist() == [0j]
+
+
+def test_the_mass_of_a_point_is_the_fejer_mean_over_all_pairs():
+    moments = torch.exp(-2j * torch.arange(5.0).double()) * torch.tensor([1.0, 0.9, 0.5, 0.7, 0.2])
+    full = torch.cat([moments.flip(0)[:-1].conj(), moments]).to(torch.complex128)
+    angle = 1.7
+    pairs = sum(full[j - k + 4] * cmath.exp(1j * angle * (j - k)) for j in range(5) for k in range(5))
+    found = wiener_mass(moments, torch.tensor([angle], dtype=torch.float64))
+    torch.testing.assert_close(found, (pairs / 25).real[None])
+
+
+def test_unitary_eigenvectors_hold_also_opposite_the_widest_gap():
+    # 1 lies opposite the middle of the gap from exp(i) to exp(-i), where a wrong Cayley transform is singular.
+    turn = torch.linalg.qr(
+        torch.randn(3, 3, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    ).Q
+    matrix = turn @ torch.diag(torch.exp(1j * torch.tensor([-1.0, 0.0, 1.0]).double())) @ turn.mH
+    values, vectors = unitary_eig(matrix)
+    torch.testing.assert_close(matrix @ vectors, vectors * values, atol=1e-12, rtol=0)
+    torch.testing.assert_close(vectors.mH @ vectors, torch.eye(3, dtype=torch.complex128), atol=1e-12, rtol=0)

@@ -2,6 +2,10 @@
 
 from importlib.metadata import version as _version
 
+from koopmanlimits.adversaries import Adversary, AnzaiSkew, DiskFlip, DiskTwist, Move
+from koopmanlimits.certificates import QuadratureErrors, certified_residual, quadrature_errors
+from koopmanlimits.coordinates import POD, pod
+from koopmanlimits.dictionaries import RBF, Fourier, Hermite, HyperbolicCross, Identity, Monomials
 from koopmanlimits.estimator import VerifiedKoopman
 from koopmanlimits.galerkin import Galerkin, GalerkinAccumulator, galerkin, residuals, streaming_galerkin
 from koopmanlimits.kernels import (
@@ -16,43 +20,17 @@ from koopmanlimits.kernels import (
 )
 from koopmanlimits.measures import autocorrelation, moment_measure, rage, spectral_measure, wiener_mass
 from koopmanlimits.modes import Forecast, Modes, edmd, forecast, mpedmd, resdmd
-from koopmanlimits.observables import (
-    POD,
-    RBF,
-    Fourier,
-    Hermite,
-    HyperbolicCross,
-    Identity,
-    Monomials,
-    Snapshots,
-    delay_embed,
-    pod,
-)
+from koopmanlimits.snapshots import Snapshots, delay_embed
 from koopmanlimits.spectra import (
-    SCI_TABLE,
-    QuadratureErrors,
-    SCIEntry,
-    Tower,
-    TowerStep,
     VerifiedSpectrum,
-    certified_residual,
     comp_spec,
     complex_grid,
     hausdorff,
     pseudoeigenfunctions,
     pseudospectrum,
-    quadrature_errors,
 )
-from koopmanlimits.systems import (
-    Adversary,
-    AnzaiSkew,
-    DiskFlip,
-    DiskTwist,
-    Move,
-    System,
-    classic_systems,
-    flow,
-)
+from koopmanlimits.systems import System, classic_systems, flow
+from koopmanlimits.towers import SCI_TABLE, SCIEntry, Tower, TowerStep
 
 __all__ = [
     "POD",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import operator
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,14 @@ def real_or_complex(name: str, value: Tensor, dimensions: int) -> Tensor:
     return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
+def real(name: str, value: Tensor, dimensions: int) -> Tensor:
+    """The same for what must be real: an imaginary part would be lost without a word."""
+    value = real_or_complex(name, value, dimensions)
+    if value.is_complex():
+        raise TypeError(f"{name} must be real, got {value.dtype}")
+    return value
+
+
 def pair(name_x: str, x: Tensor, name_y: str, y: Tensor) -> tuple[Tensor, Tensor]:
     """Two tables of one shape and one dtype."""
     x, y = real_or_complex(name_x, x, 2), real_or_complex(name_y, y, 2)
@@ -35,9 +46,7 @@ def weights_of(weights: Tensor | None, count: int, like: Tensor) -> Tensor:
     """Quadrature weights (count,), 1/count each if none are given."""
     if weights is None:
         return torch.full((count,), 1.0 / count, dtype=torch.float64, device=like.device)
-    weights = real_or_complex("weights", weights, 1)
-    if weights.is_complex():
-        raise TypeError(f"weights must be real, got {weights.dtype}")
+    weights = real("weights", weights, 1)
     if len(weights) != count:
         raise ValueError(f"weights must have one number per snapshot ({count}), got {len(weights)}")
     if bool((weights < 0).any()) or not bool((weights > 0).any()):
@@ -57,16 +66,31 @@ def complex_points(name: str, z: Tensor) -> Tensor:
 
 def at_least(name: str, value: int, lowest: int) -> None:
     """An integer not below `lowest`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    try:
+        whole = operator.index(value)  # NumPy's integers are integers too
+    except TypeError:
+        whole = None
+    if whole is None or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < lowest:
+    if whole < lowest:
         raise ValueError(f"{name} must be at least {lowest}, got {value}")
 
 
 def positive(name: str, value: float) -> None:
     """A positive, finite number."""
-    if not 0 < value < float("inf"):
+    finite_number(name, value, "positive and finite")
+    if value <= 0:
         raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def finite_number(name: str, value: float, what: str = "finite") -> None:
+    """A finite number."""
+    try:
+        finite = math.isfinite(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    if not finite:
+        raise ValueError(f"{name} must be {what}, got {value}")
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -97,7 +97,7 @@ class Galerkin:
         Raises:
             ValueError: If the shapes do not fit together.
 
-        Example:
+        Examples:
             >>> psi_x = torch.tensor([[1.0], [1.0]]); psi_y = torch.tensor([[2.0], [2.0]])
             >>> gal = galerkin(psi_x, psi_y)
             >>> gal.residuals(torch.tensor([2.0 + 0j, 3.0 + 0j]), torch.ones(1, 2)).round(decimals=6).tolist()
@@ -128,7 +128,7 @@ def residuals(
     Raises:
         ValueError: If the shapes do not fit together.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[1.0], [2.0]])
         >>> residuals(x, 3 * x, torch.tensor([3.0, 2.0]), torch.ones(1, 2)).round(decimals=6).tolist()
         [0.0, 1.0]
@@ -164,7 +164,9 @@ def galerkin(
         method: `"qr"` factors the data themselves: residuals are right down to rounding. `"gram"` forms the three
             matrix products only, several times faster for many snapshots, and its residuals end at about 1e-8.
         truncate: Drop directions of the dictionary whose singular value is below this share of the largest.
-            `None` refuses a dictionary that is dependent on these data.
+            With `"gram"` shares below 2e-7 cannot be told from 0, and 2e-7 is taken for them.
+            `None` refuses a dictionary that is dependent on these data, except by there being fewer snapshots than
+            observables: then it is cut down to as many directions as there are snapshots.
 
     Returns:
         The matrices.
@@ -177,12 +179,26 @@ def galerkin(
     Warns:
         UserWarning: With fewer snapshots than observables, where residuals on these data mean nothing.
 
-    Example:
+    Examples:
         >>> x = torch.linspace(-1, 1, 9)[:, None]
         >>> gal = galerkin(torch.cat([x, x**2], 1), torch.cat([0.5 * x, 0.25 * x**2], 1))
         >>> torch.linalg.eigvals(gal.compression).real.sort().values
         tensor([0.2500, 0.5000], dtype=torch.float64)
     """
+    gal = unwarned_galerkin(psi_x, psi_y, weights, method=method, truncate=truncate)
+    warn_if_few(len(psi_x), psi_x.shape[1])
+    return gal
+
+
+def unwarned_galerkin(
+    psi_x: Tensor,
+    psi_y: Tensor,
+    weights: Tensor | None = None,
+    *,
+    method: str = "qr",
+    truncate: float | None = None,
+) -> Galerkin:
+    """`galerkin` for callers that measure residuals on other data, where few snapshots are no reason to warn."""
     psi_x, psi_y = pair("psi_x", psi_x, "psi_y", psi_y)
     one_of("method", method, ("qr", "gram"))
     root = len(psi_x) ** -0.5
@@ -190,10 +206,10 @@ def galerkin(
         spread = weights_of(weights, len(psi_x), psi_x).sqrt()[:, None]
         psi_x, psi_y, root = psi_x * spread, psi_y * spread, 1.0
     if method == "qr":
-        factor = root * _triangle(torch.cat([psi_x, psi_y], dim=1))
+        factor = root * triangle(torch.cat([psi_x, psi_y], dim=1))
     else:
         factor = root * _triangle_of_gram(psi_x, psi_y)
-    return _from_factor(factor, len(psi_x), truncate)
+    return _from_factor(factor, len(psi_x), truncate, rounding=0.0 if method == "qr" else _GRAM_FLOOR)
 
 
 class GalerkinAccumulator(nn.Module):
@@ -210,7 +226,7 @@ class GalerkinAccumulator(nn.Module):
     Raises:
         ValueError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         >>> stream = GalerkinAccumulator(3)
         >>> for batch in x.split(20):
@@ -259,7 +275,7 @@ class GalerkinAccumulator(nn.Module):
             self.num_unweighted += len(rows)
         else:
             rows = rows * weights_of(weights, len(rows), rows).sqrt()[:, None]
-        self.factor = _triangle(torch.cat([self.factor, rows]))
+        self.factor = triangle(torch.cat([self.factor, rows]))
         self.num_samples += len(rows)
 
     def merge(self, *others: GalerkinAccumulator) -> Self:
@@ -269,10 +285,12 @@ class GalerkinAccumulator(nn.Module):
                 raise ValueError(
                     f"others must have {len(self.factor) // 2} observables, got {len(other.factor) // 2}"
                 )
+            if other.factor.is_complex() and not self.factor.is_complex():
+                raise TypeError("others are complex: make the accumulator with dtype=torch.complex128")
             mixed = (int(self.num_unweighted) > 0) != (int(other.num_unweighted) > 0)
             if mixed and int(self.num_samples) and int(other.num_samples):
                 raise ValueError("others must be weighted if and only if this one is")
-            self.factor = _triangle(torch.cat([self.factor, other.factor.to(self.factor)]))
+            self.factor = triangle(torch.cat([self.factor, other.factor.to(self.factor)]))
             self.num_samples += other.num_samples
             self.num_unweighted += other.num_unweighted
         return self
@@ -292,8 +310,20 @@ class GalerkinAccumulator(nn.Module):
         count = int(self.num_samples)
         if count == 0:
             raise ValueError("result needs at least one batch: call update first")
-        share = int(self.num_unweighted) or 1
+        warn_if_few(count, len(self.factor) // 2)
+        return self.matrices(truncate)
+
+    def matrices(self, truncate: float | None = None) -> Galerkin:
+        """The same as `result`, without its warning of few snapshots: for residuals on other data."""
+        count, share = int(self.num_samples), int(self.num_unweighted) or 1
         return _from_factor(self.factor / share**0.5, count, truncate)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A complex factor would lose its imaginary part in a real accumulator."""
+        factor = state_dict.get(prefix + "factor")
+        if isinstance(factor, Tensor) and factor.is_complex() and not self.factor.is_complex():
+            raise TypeError("state_dict is complex: make the accumulator with dtype=torch.complex128")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, *args: Any) -> None:
         """The same as `update`."""
@@ -313,7 +343,7 @@ def streaming_galerkin(batches: Iterable[tuple[Tensor, ...]], *, truncate: float
     Raises:
         ValueError: If there is no batch, or one is not valid.
 
-    Example:
+    Examples:
         >>> x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
         >>> gal = streaming_galerkin((batch, 2 * batch) for batch in x.split(10))
         >>> gal.num_samples, torch.linalg.eigvals(gal.compression).real.round(decimals=6).tolist()
@@ -328,13 +358,18 @@ def streaming_galerkin(batches: Iterable[tuple[Tensor, ...]], *, truncate: float
         accumulator.update(*batch)
     if accumulator is None:
         raise ValueError("batches must hold at least one batch")
-    return accumulator.result(truncate)
+    warn_if_few(int(accumulator.num_samples), len(accumulator.factor) // 2)
+    return accumulator.matrices(truncate)
 
 
 # --- pieces ----------------------------------------------------------------------------------------
 
 
-def _triangle(rows: Tensor) -> Tensor:
+_GRAM_SHIFT = 1e-14  # relative to G, so that its Cholesky factor exists
+_GRAM_FLOOR = 2 * _GRAM_SHIFT**0.5  # singular values of the dictionary below this are the shift's
+
+
+def triangle(rows: Tensor) -> Tensor:
     """The square triangular factor of a tall, or padded, matrix."""
     missing = rows.shape[1] - rows.shape[0]
     if missing > 0:
@@ -345,9 +380,14 @@ def _triangle(rows: Tensor) -> Tensor:
 def _triangle_of_gram(x: Tensor, y: Tensor) -> Tensor:
     """The same factor from three matrix products; the block of what leaves the span is a square root."""
     gram, cross, image = x.mH @ x, x.mH @ y, y.mH @ y
-    shift = 1e-14 * torch.linalg.matrix_norm(gram, 2)
+    shift = _GRAM_SHIFT * torch.linalg.matrix_norm(gram, 2)
     gram = gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    top = torch.linalg.cholesky(gram).mH
+    lower, info = torch.linalg.cholesky_ex(gram)
+    if int(info):
+        raise ValueError(
+            "psi_x must be independent on the snapshots for method='gram', which squares it: use method='qr'"
+        )
+    top = lower.mH
     across = torch.linalg.solve_triangular(top.mH, cross, upper=False)
     rest = image - across.mH @ across
     squares, directions = torch.linalg.eigh((rest + rest.mH) / 2)
@@ -355,23 +395,31 @@ def _triangle_of_gram(x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([torch.cat([top, across], 1), torch.cat([torch.zeros_like(below), below], 1)])
 
 
-def _from_factor(factor: Tensor, num_samples: int, truncate: float | None) -> Galerkin:
-    size = factor.shape[1] // 2
+def warn_if_few(num_samples: int, size: int, stacklevel: int = 3) -> None:
+    """Warn, at the line that called the caller, of residuals that cannot be but small."""
     if num_samples < size:
         warnings.warn(
             f"{num_samples} snapshots for {size} observables: residuals on these data mean nothing; check them on "
             "fresh data",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
+
+
+def _from_factor(
+    factor: Tensor, num_samples: int, truncate: float | None, *, rounding: float = 0.0
+) -> Galerkin:
+    """The matrices of a triangular factor whose singular values are right down to `rounding` of the largest."""
+    size = factor.shape[1] // 2
     if truncate is not None:
         positive("truncate", truncate)
     left, right = factor[:, :size], factor[:, size:]
     turn, singular, across = torch.linalg.svd(left[:size])
     floor = truncate if truncate is not None else size * torch.finfo(singular.dtype).eps
+    floor = max(floor, rounding)
     rank = int((singular > floor * singular[0]).sum())
     if rank == 0:
         raise ValueError("psi_x must not vanish on all snapshots")
-    if rank < size and truncate is None:
+    if rank < min(size, num_samples) and truncate is None:
         raise ValueError(
             f"the dictionary must be independent on the snapshots: only {rank} of its {size} observables are; "
             "remove some, or pass truncate=1e-10"
@@ -391,4 +439,4 @@ def _from_factor(factor: Tensor, num_samples: int, truncate: float | None) -> Ga
     outside = torch.cat([image[:size] - span @ compression, image[size:]])
     if rank == size:  # nothing can leave the span there but rounding
         outside = image[size:]
-    return Galerkin(factor, scale, basis, compression, _triangle(outside), num_samples)
+    return Galerkin(factor, scale, basis, compression, triangle(outside), num_samples)

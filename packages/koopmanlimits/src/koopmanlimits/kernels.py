@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from koopmanlimits._checks import at_least, one_of, pair, positive, real_or_complex
+from koopmanlimits._checks import at_least, one_of, pair, positive, real, real_or_complex
 from koopmanlimits.galerkin import Galerkin, galerkin
 from koopmanlimits.modes import Modes
 
@@ -36,7 +36,7 @@ def make_kernel(name: str, x: Tensor, *, factor: float = 1.0, degree: int = 20) 
     Raises:
         ValueError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[0.0], [2.0]])
         >>> make_kernel("laplacian", x)(x, x).round(decimals=4)  # the mean distance from the mean is 1
         tensor([[1.0000, 0.1353],
@@ -45,14 +45,14 @@ def make_kernel(name: str, x: Tensor, *, factor: float = 1.0, degree: int = 20) 
     one_of("name", name, _KERNELS)
     positive("factor", factor)
     at_least("degree", degree, 1)
-    x = real_or_complex("x", x, 2)
+    x = real("x", x, 2)
     centred = x if name == "polynomial" else x - x.mean(0)
     length = factor * torch.linalg.vector_norm(centred, dim=1).mean()
     if not float(length) > 0:
         raise ValueError("x must not be constant: its spread sets the length of the kernel")
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        a, b = a.to(x.dtype), b.to(x.dtype)
+        a, b = real("x", a, 2), real("x", b, 2)
         if name == "polynomial":
             return (a @ b.mT / length**2 + 1) ** degree
         distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") / length
@@ -75,7 +75,7 @@ def product_kernel(*kernels: Kernel) -> Kernel:
     Raises:
         ValueError: If there is none.
 
-    Example:
+    Examples:
         >>> linear = lambda x, y: x @ y.mT
         >>> product_kernel(linear, linear)(torch.tensor([[2.0]]), torch.tensor([[3.0]]))
         tensor([[36.]])
@@ -185,7 +185,7 @@ def kernel_resdmd(
     Raises:
         ValueError: If shapes do not fit, or the fresh data are the training data.
 
-    Example:
+    Examples:
         >>> angle = torch.arange(40)[:, None] * 2 * torch.pi / 40
         >>> circle = lambda a: torch.cat([a.cos(), a.sin()], 1)
         >>> fresh = angle + 0.05
@@ -270,11 +270,11 @@ def knee(values: Tensor) -> int:
     Raises:
         ValueError: If there are fewer than four values.
 
-    Example:
+    Examples:
         >>> knee(torch.tensor([0.0, 0.1, 0.2, 0.3, 5.0, 10.0, 15.0]))
         4
     """
-    values = real_or_complex("values", values, 1)
+    values = real("values", values, 1)
     if len(values) < 4:
         raise ValueError(f"values must have at least 4 entries, got {len(values)}")
     before = _line_errors(values)

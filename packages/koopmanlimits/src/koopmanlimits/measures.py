@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from koopmanlimits._checks import at_least, one_of, positive, real_or_complex
+from koopmanlimits._checks import at_least, one_of, positive, real, real_or_complex
 from koopmanlimits.galerkin import Galerkin
 
 _FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,7 +41,7 @@ def spectral_measure(gal: Galerkin, f: Tensor, theta: Tensor, epsilon: float, *,
     Raises:
         ValueError: If f has the wrong length or an argument is out of range.
 
-    Example:
+    Examples:
         >>> from koopmanlimits import Fourier, galerkin
         >>> angle = torch.linspace(0, 2 * torch.pi, 17).double()[:-1, None]
         >>> gal = galerkin(Fourier(1)(angle), Fourier(1)(angle + 1.0))
@@ -50,7 +50,7 @@ def spectral_measure(gal: Galerkin, f: Tensor, theta: Tensor, epsilon: float, *,
         >>> round(float(theta[density.argmax()]), 2), round(float(density.mean() * 2 * torch.pi), 3)
         (1.01, 1.0)
     """
-    f, theta = real_or_complex("f", f, 1), real_or_complex("theta", theta, 1)
+    f, theta = real_or_complex("f", f, 1), real("theta", theta, 1)
     positive("epsilon", epsilon)
     at_least("order", order, 1)
     if len(f) != gal.num_observables:
@@ -82,7 +82,7 @@ def autocorrelation(series: Tensor, max_lag: int) -> Tensor:
     Raises:
         ValueError: If the series is not longer than `max_lag`.
 
-    Example:
+    Examples:
         >>> autocorrelation(torch.tensor([1.0, -1.0, 1.0, -1.0]), 2).real.round(decimals=6)
         tensor([ 1., -1.,  1.], dtype=torch.float64)
     """
@@ -115,13 +115,13 @@ def moment_measure(moments: Tensor, theta: Tensor, *, filter: str = "bump") -> T
     Raises:
         ValueError: If the filter is unknown or there are fewer than two moments.
 
-    Example:
+    Examples:
         >>> moments = torch.exp(-1j * torch.arange(41.0))  # an eigenvalue exp(i)
         >>> theta = torch.linspace(-3, 3, 601).double()
         >>> round(float(theta[moment_measure(moments, theta).argmax()]), 2)
         1.0
     """
-    moments, theta = real_or_complex("moments", moments, 1), real_or_complex("theta", theta, 1)
+    moments, theta = real_or_complex("moments", moments, 1).to(torch.complex128), real("theta", theta, 1)
     one_of("filter", filter, tuple(_FILTERS))
     if len(moments) < 2:
         raise ValueError(f"moments must have at least 2 entries, got {len(moments)}")
@@ -148,12 +148,12 @@ def wiener_mass(moments: Tensor, angles: Tensor) -> Tensor:
     Raises:
         ValueError: If there are no moments.
 
-    Example:
+    Examples:
         >>> moments = 0.75 * torch.exp(-2j * torch.arange(400.0)) + 0.25
         >>> wiener_mass(moments, torch.tensor([2.0, 0.0, 1.0])).round(decimals=2)
         tensor([0.7500, 0.2500, 0.0000], dtype=torch.float64)
     """
-    moments, angles = real_or_complex("moments", moments, 1), real_or_complex("angles", angles, 1)
+    moments, angles = real_or_complex("moments", moments, 1), real("angles", angles, 1)
     if len(moments) == 0:
         raise ValueError("moments must have at least 1 entry")
     count = len(moments)
@@ -192,7 +192,7 @@ def rage(
     Raises:
         ValueError: If the series is too short or constant, or an n is out of range.
 
-    Example:
+    Examples:
         >>> turning = torch.cos(torch.arange(3000.0))  # an eigenfunction pair: no decay
         >>> float(rage(turning, (2,), delays=2, spacing=1, max_lag=100)[0, -1].round(decimals=3))
         1.0
@@ -201,6 +201,8 @@ def rage(
     at_least("delays", delays, 1)
     at_least("spacing", spacing, 1)
     at_least("max_lag", max_lag, 0)
+    for dimension in dimensions:
+        at_least("dimensions", dimension, 1)
     if not dimensions or min(dimensions) < 1 or max(dimensions) > delays:
         raise ValueError(f"dimensions must lie in 1..{delays} (delays), got {dimensions}")
     window = len(series) - max(max_lag, (delays - 1) * spacing)

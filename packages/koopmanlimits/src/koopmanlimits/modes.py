@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import NamedTuple, Self
 
@@ -21,9 +21,11 @@ class Modes:
         values: (K,) complex eigenvalues.
         vectors: (N, K) complex coefficients in the dictionary; each eigenfunction has norm 1 on the data.
         residuals: (K,) `||K g - lambda g|| / ||g||`, in the limit of large data (`asymptotic`: it is measured on
-            finite data; see `quadrature_slack` for statements that are `certified`).
-        state_modes: (K, d) complex, or None: the state is about `Re(eigenfunctions @ state_modes)`.
+            finite data; see `certified_residual` for statements that are `certified`).
+        state_modes: (K, d) complex, or None: the state is about `eigenfunctions @ state_modes`, or the real part of
+            it.
         state_error: (d,), or None: root mean square of what the eigenfunctions miss of the state.
+        real_state: Whether the state is real, so that forecasts are.
     """
 
     values: Tensor
@@ -31,6 +33,7 @@ class Modes:
     residuals: Tensor
     state_modes: Tensor | None = None
     state_error: Tensor | None = None
+    real_state: bool = True
 
     def __len__(self) -> int:
         return len(self.values)
@@ -44,6 +47,26 @@ class Modes:
         positive("eps", eps)
         order = self.residuals.argsort(stable=True)
         return self.select(order[self.residuals[order] <= eps])
+
+    def frequencies(self, dt: float = 1.0) -> Tensor:
+        """(K,) oscillations per unit of time, `arg(lambda) / (2 pi dt)`, for snapshots `dt` apart."""
+        positive("dt", dt)
+        return self.values.angle() / (2 * torch.pi * dt)
+
+    def growth_rates(self, dt: float = 1.0) -> Tensor:
+        """(K,) exponential growth per unit of time, `log |lambda| / dt`; negative is decay."""
+        positive("dt", dt)
+        return self.values.abs().log() / dt
+
+    def amplitudes(self) -> Tensor:
+        """(K,) root mean square over the data of what each mode puts into the state (Euclidean norm over d).
+
+        Raises:
+            ValueError: If the modes have no state modes.
+        """
+        if self.state_modes is None:
+            raise ValueError("modes must have state modes: call modes.with_state(psi, states) first")
+        return torch.linalg.vector_norm(self.state_modes, dim=1)
 
     def eigenfunctions(self, psi: Tensor) -> Tensor:
         """Values (..., K) of the eigenfunctions from dictionary values (..., N)."""
@@ -59,7 +82,8 @@ class Modes:
             states: (M, d) states, or whatever is to be forecast.
             weights: (M,) quadrature weights; 1/M each if not given.
             ridge: Regularisation relative to the largest eigenvalue of the Gram matrix: nearly parallel
-                eigenfunctions must not get huge coefficients of opposite sign.
+                eigenfunctions must not get huge coefficients of opposite sign. Applied twice (iterated
+                Tikhonov), so that a state far from the origin is not drawn towards it.
 
         Returns:
             The same modes with `state_modes` and `state_error`.
@@ -80,8 +104,9 @@ class Modes:
             shift = ridge * torch.linalg.matrix_norm(gram, 2)
             gram = gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         modes = torch.linalg.solve(gram, functions.mH @ target)
+        modes = modes + torch.linalg.solve(gram, functions.mH @ (target - functions @ modes))
         missed = torch.linalg.vector_norm(target - functions @ modes, dim=0) / root.norm()
-        return replace(self, state_modes=modes, state_error=missed)
+        return replace(self, state_modes=modes, state_error=missed, real_state=not states.is_complex())
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the modes to a safetensors file (extra `io`).
@@ -93,16 +118,18 @@ class Modes:
             ImportError: If safetensors is not installed.
         """
         torch_io = _safetensors()
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        held = {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
         torch_io.save_file(
             {
-                name: (torch.view_as_real(tensor) if tensor.is_complex() else tensor).contiguous()
+                name: torch.view_as_real(tensor.resolve_conj().contiguous())
+                if tensor.is_complex()
+                else tensor.contiguous()
                 for name, tensor in held.items()
-                if tensor is not None
             },
             path,
             metadata={
-                "complex": ",".join(name for name, t in held.items() if t is not None and t.is_complex())
+                "complex": ",".join(name for name, tensor in held.items() if tensor.is_complex()),
+                "real_state": str(self.real_state),
             },
         )
 
@@ -118,19 +145,30 @@ class Modes:
 
         Raises:
             ImportError: If safetensors is not installed.
+            ValueError: If the file holds something else.
         """
         _safetensors()
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            as_complex = file.metadata()["complex"].split(",")
+            metadata, names = file.metadata() or {}, list(file.keys())
+            if "complex" not in metadata or not {"values", "vectors", "residuals"} <= set(names) <= set(
+                _TENSORS
+            ):
+                raise ValueError(
+                    f"path must be a file that Modes.save wrote, with values, vectors and residuals; it holds {names}"
+                )
+            as_complex = metadata["complex"].split(",")
             held = {
                 name: torch.view_as_complex(file.get_tensor(name))
                 if name in as_complex
                 else file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118 (not a mapping)
+                for name in names
             }
-        return cls(**held)
+        return cls(**held, real_state=metadata.get("real_state", "True") == "True")
+
+
+_TENSORS = ("values", "vectors", "residuals", "state_modes", "state_error")
 
 
 def edmd(gal: Galerkin) -> Modes:
@@ -144,7 +182,7 @@ def edmd(gal: Galerkin) -> Modes:
     Returns:
         All eigenpairs.
 
-    Example:
+    Examples:
         >>> from koopmanlimits import Monomials, galerkin
         >>> x = torch.linspace(-1, 1, 20)[:, None]
         >>> psi = Monomials(2)
@@ -174,7 +212,7 @@ def resdmd(gal: Galerkin, eps: float | None = None, *, fresh: Galerkin | None = 
     Raises:
         ValueError: If `eps` is not positive, or `fresh` has another dictionary.
 
-    Example:
+    Examples:
         >>> from koopmanlimits import Fourier, galerkin
         >>> angle = torch.linspace(0, 2 * torch.pi, 17).double()[:-1, None]
         >>> psi = Fourier(2)
@@ -203,7 +241,7 @@ def mpedmd(gal: Galerkin, *, fresh: Galerkin | None = None) -> Modes:
     Returns:
         All eigenpairs, with residuals.
 
-    Example:
+    Examples:
         >>> from koopmanlimits import Fourier, galerkin
         >>> angle = torch.rand(200, 1, generator=torch.Generator().manual_seed(0)) * 2 * torch.pi
         >>> psi = Fourier(2)
@@ -240,7 +278,7 @@ def unitary_eig(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Forecast(NamedTuple):
-    """What `forecast` gives: `mean` (..., steps, d) and `error_bound` (steps, d)."""
+    """What `forecast` gives: `mean` (..., steps, d), complex if the state is, and `error_bound` (steps, d), real."""
 
     mean: Tensor
     error_bound: Tensor
@@ -268,7 +306,7 @@ def forecast(modes: Modes, psi0: Tensor, steps: int, *, operator_norm: float = 1
     Raises:
         ValueError: If the modes have no state modes, or an argument is out of range.
 
-    Example:
+    Examples:
         >>> from koopmanlimits import Identity, galerkin
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         >>> y = x @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)  # a quarter turn
@@ -290,7 +328,9 @@ def forecast(modes: Modes, psi0: Tensor, steps: int, *, operator_norm: float = 1
     functions = modes.eigenfunctions(real_or_complex("psi0", psi0, psi0.ndim))
     ahead = torch.arange(1, steps + 1, device=functions.device)
     powers = modes.values ** ahead[:, None]
-    mean = ((functions[..., None, :] * powers) @ modes.state_modes).real
+    mean = (functions[..., None, :] * powers) @ modes.state_modes
+    if modes.real_state:
+        mean = mean.real
     # sum_{k<n} a^(n-1-k) b^k for all n at once: a running sum with the larger of a and b taken out.
     norm = torch.as_tensor(operator_norm, dtype=modes.residuals.dtype, device=functions.device)
     largest = torch.maximum(modes.values.abs(), norm)

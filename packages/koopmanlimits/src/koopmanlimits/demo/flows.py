@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from koopmanlimits.dictionaries import RBF
 from koopmanlimits.galerkin import Galerkin, galerkin, streaming_galerkin
 from koopmanlimits.measures import rage
 from koopmanlimits.modes import edmd, mpedmd, resdmd
-from koopmanlimits.observables import RBF, delay_embed
+from koopmanlimits.snapshots import delay_embed
 from koopmanlimits.spectra import comp_spec, complex_grid, pseudospectrum
 from koopmanlimits.systems import System, classic_systems
 
@@ -48,6 +49,21 @@ class Judged:
     def false_verified(self) -> float:
         """Share of verified eigenpairs that are none."""
         return _share(self.verified_residuals > SPURIOUS)
+
+    @property
+    def edmd_error(self) -> float:
+        """EDMD's largest residual."""
+        return float(self.edmd_residuals.max())
+
+    @property
+    def edmd_not_constant(self) -> int:
+        """Number of EDMD's eigenpairs that are some and cannot be the constant function."""
+        return _not_constant(self.edmd_values, self.edmd_residuals)
+
+    @property
+    def verified_not_constant(self) -> int:
+        """Number of verified eigenpairs that cannot be the constant function."""
+        return _not_constant(self.verified_values, self.verified_residuals)
 
     @property
     def off_circle(self) -> float:
@@ -166,6 +182,11 @@ def _streamed(dictionary: RBF, pairs: tuple[Tensor, Tensor]) -> Galerkin:
 def _delayed(states: Tensor, size: int) -> Galerkin:
     windows = delay_embed(states, size)
     return galerkin(windows[:-1], windows[1:], truncate=1e-12)
+
+
+def _not_constant(values: Tensor, residuals: Tensor) -> int:
+    """True pairs whose eigenvalue is farther from 1 than the residual reaches."""
+    return int(((residuals <= SPURIOUS) & ((values - 1).abs() > residuals)).sum())
 
 
 def _share(wrong: Tensor) -> float:

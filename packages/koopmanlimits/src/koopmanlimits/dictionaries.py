@@ -1,112 +1,88 @@
-"""From data to observables: snapshot pairs, dictionaries, delays and POD coordinates."""
+"""Dictionaries: observables of the state."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from koopmanlimits._checks import at_least, one_of, pair, positive, real_or_complex, weights_of
+from koopmanlimits._checks import at_least, one_of, positive, real, real_or_complex
 
 Dictionary = Callable[[Tensor], Tensor]
 """Any map from states (M, d) to values (M, N) of N observables: a class below, an `nn.Module`, a function."""
 
 
+def evaluate(dictionary: Dictionary, states: Tensor) -> Tensor:
+    """Values (M, N) of a dictionary at states (M, d), in double precision.
+
+    A module gets the states in the dtype and on the device of its parameters, or of its buffers if it has none.
+    """
+    if isinstance(dictionary, nn.Module):
+        held = next((t for t in (*dictionary.parameters(), *dictionary.buffers()) if _is_number(t)), states)
+        if states.is_complex() and not held.is_complex():
+            raise TypeError(f"dictionary must take complex states, but its parameters are {held.dtype}")
+        values = dictionary(states.to(device=held.device, dtype=held.dtype))
+    else:
+        values = dictionary(states)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"dictionary must return a tensor, got {type(values).__name__}")
+    if values.ndim != 2 or len(values) != len(states):
+        raise ValueError(
+            f"dictionary must return one row per state, ({len(states)}, N), got {tuple(values.shape)}"
+        )
+    return real_or_complex("values of the dictionary", values, 2).to(states.device)
+
+
+@contextmanager
+def at_rest(dictionary: Dictionary) -> Iterator[None]:
+    """A module in evaluation mode and without gradients, as it was before afterwards."""
+    modules = list(dictionary.modules()) if isinstance(dictionary, nn.Module) else []
+    training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, was in zip(modules, training, strict=True):
+            module.training = was
+
+
 @dataclass(frozen=True)
-class Snapshots:
-    """Pairs of states, one step of the dynamics apart: `y = F(x)`.
+class Standardised:
+    """A constant and the state, centred and scaled: affine DMD that does not depend on units or offsets.
 
     Args:
-        X: (M, d) states.
-        Y: (M, d) their successors.
-        weights: (M,) quadrature weights of the measure: `None` is 1/M each, right for independent samples of
-            the measure and for one long ergodic trajectory; give weights for any other sampling.
-
-    Raises:
-        ValueError: If the shapes differ, a value is not finite or a weight is negative.
-        TypeError: If an argument is not a floating tensor.
-
-    Example:
-        >>> pairs = Snapshots.from_trajectory(torch.arange(5.0)[:, None])
-        >>> pairs.X.T, pairs.Y.T
-        (tensor([[0., 1., 2., 3.]], dtype=torch.float64), tensor([[1., 2., 3., 4.]], dtype=torch.float64))
+        center: (d,) what is subtracted.
+        scale: (d,) what is divided by.
     """
 
-    X: Tensor
-    Y: Tensor
-    weights: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        x, y = pair("X", self.X, "Y", self.Y)
-        object.__setattr__(self, "X", x)
-        object.__setattr__(self, "Y", y)
-        if self.weights is not None:
-            object.__setattr__(self, "weights", weights_of(self.weights, len(x), x))
+    center: Tensor
+    scale: Tensor
 
     @classmethod
-    def from_trajectory(cls, x: Tensor, lag: int = 1) -> Snapshots:
-        """Pairs from one trajectory (T, d), or from many of one length (B, T, d).
+    def of(cls, states: Tensor, *, one_scale: bool = False) -> Standardised:
+        """Mean and standard deviation of states (M, d); one scale for coordinates that share a unit."""
+        center = states.mean(0)
+        gaps = (states - center).abs()
+        largest = gaps.amax(0)  # taken out, so that squares stay in range
+        still = largest <= 1e-13 * center.abs()
+        largest = torch.where(still | (largest == 0), torch.ones_like(largest), largest)
+        scale = torch.where(still, largest, largest * (gaps / largest).square().mean(0).sqrt())
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        if one_scale and not bool(still.all()):
+            scale = torch.full_like(scale, float(scale[~still].max()))
+        return cls(center, scale)
 
-        Args:
-            x: (T, d) or (B, T, d) states at equal time steps.
-            lag: Number of time steps between x and y.
-
-        Returns:
-            T - lag pairs from each trajectory.
-
-        Raises:
-            ValueError: If a trajectory is not longer than `lag`.
-        """
-        at_least("lag", lag, 1)
-        x = real_or_complex("x", x, 3 if isinstance(x, Tensor) and x.ndim == 3 else 2)
-        if x.shape[-2] <= lag:
-            raise ValueError(f"x must be longer than lag = {lag}, got {x.shape[-2]} states")
-        return cls(x[..., :-lag, :].reshape(-1, x.shape[-1]), x[..., lag:, :].reshape(-1, x.shape[-1]))
-
-    def lift(self, dictionary: Dictionary) -> tuple[Tensor, Tensor]:
-        """The values (M, N) of a dictionary at X and at Y."""
-        return dictionary(self.X), dictionary(self.Y)
-
-
-def delay_embed(series: Tensor, count: int, spacing: int = 1) -> Tensor:
-    """Stack each state with its predecessors: the delay dictionary of a trajectory.
-
-    Row t is `(x[t], x[t + spacing], ..., x[t + (count - 1) spacing])`, oldest first, so that the newest state is
-    the last d columns.
-
-    Args:
-        series: (T, d), or (B, T, d) for many trajectories.
-        count: Number of states in a row.
-        spacing: Time steps between them.
-
-    Returns:
-        (..., T - (count - 1) spacing, count d).
-
-    Raises:
-        ValueError: If the series is too short.
-
-    Example:
-        >>> delay_embed(torch.arange(4.0)[:, None], 2)
-        tensor([[0., 1.],
-                [1., 2.],
-                [2., 3.]], dtype=torch.float64)
-    """
-    at_least("count", count, 1)
-    at_least("spacing", spacing, 1)
-    series = real_or_complex("series", series, 3 if isinstance(series, Tensor) and series.ndim == 3 else 2)
-    rows = series.shape[-2] - (count - 1) * spacing
-    if rows < 1:
-        raise ValueError(
-            f"series must have at least {(count - 1) * spacing + 1} states for {count} delays of spacing "
-            f"{spacing}, got {series.shape[-2]}"
-        )
-    return torch.cat([series[..., k * spacing : k * spacing + rows, :] for k in range(count)], dim=-1)
-
-
-# --- dictionaries ----------------------------------------------------------------------------------
+    def __call__(self, x: Tensor) -> Tensor:
+        """Values (M, 1 + q d) at windows (M, q d) of q states."""
+        count = x.shape[1] // len(self.center)
+        scaled = (x - self.center.repeat(count)) / self.scale.repeat(count)
+        return torch.cat([torch.ones_like(scaled[:, :1]), scaled], dim=1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +92,7 @@ class Identity:
     Args:
         constant: Whether to put the constant function 1 first.
 
-    Example:
+    Examples:
         >>> Identity(constant=True)(torch.tensor([[2.0, 3.0]]))
         tensor([[1., 2., 3.]], dtype=torch.float64)
     """
@@ -136,7 +112,7 @@ class Monomials:
     Args:
         degree: Highest total degree.
 
-    Example:
+    Examples:
         >>> Monomials(2)(torch.tensor([[2.0, 3.0]]))
         tensor([[1., 2., 3., 4., 6., 9.]], dtype=torch.float64)
     """
@@ -164,7 +140,7 @@ class Fourier:
     Args:
         n: Highest frequency in each coordinate; N = (2 n + 1)^d.
 
-    Example:
+    Examples:
         >>> Fourier(1)(torch.zeros(1, 1)).real
         tensor([[1., 1., 1.]], dtype=torch.float64)
     """
@@ -180,7 +156,7 @@ class Fourier:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Values (M, N), complex, at angles (M, d)."""
-        return _waves(real_or_complex("x", x, 2), self.frequencies(x.shape[1]))
+        return _waves(real("x", x, 2), self.frequencies(x.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -191,7 +167,7 @@ class Hermite:
         n: Highest degree in each coordinate; N = (n + 1)^d.
         scale: Length by which states are divided.
 
-    Example:
+    Examples:
         >>> Hermite(1)(torch.zeros(1, 1)).round(decimals=4)  # pi^(-1/4), 0
         tensor([[0.7511, 0.0000]], dtype=torch.float64)
     """
@@ -209,7 +185,7 @@ class Hermite:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Values (M, N) at states (M, d)."""
-        x = real_or_complex("x", x, 2)
+        x = real("x", x, 2)
         return _hermite_products(x / self.scale, self.degrees(x.shape[1]))
 
 
@@ -222,7 +198,7 @@ class HyperbolicCross:
         basis: `"fourier"` or `"hermite"` (there degrees count from 1: `prod_j (1 + k_j) <= n + 1`).
         scale: Length by which states are divided, for `"hermite"`.
 
-    Example:
+    Examples:
         >>> HyperbolicCross(4)(torch.zeros(1, 2)).shape, Fourier(4)(torch.zeros(1, 2)).shape
         (torch.Size([1, 49]), torch.Size([1, 81]))
     """
@@ -245,7 +221,7 @@ class HyperbolicCross:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Values (M, N) at states (M, d); complex for `"fourier"`."""
-        x = real_or_complex("x", x, 2)
+        x = real("x", x, 2)
         if self.basis == "fourier":
             return _waves(x, self.indices(x.shape[1]))
         return _hermite_products(x / self.scale, self.indices(x.shape[1]))
@@ -264,7 +240,7 @@ class RBF(nn.Module):
     Raises:
         ValueError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> RBF(torch.tensor([[0.0], [1.0]]), profile="gaussian")(torch.tensor([[0.0]])).round(decimals=4)
         tensor([[1.0000, 0.3679]], dtype=torch.float64)
     """
@@ -279,7 +255,7 @@ class RBF(nn.Module):
         one_of("profile", profile, ("exponential", "gaussian", "thin_plate"))
         positive("scale", scale)
         self.profile, self.constant = profile, constant
-        self.register_buffer("centers", real_or_complex("centers", centers, 2))
+        self.register_buffer("centers", real("centers", centers, 2))
         self.register_buffer("scale", torch.tensor(float(scale), dtype=torch.float64, device=centers.device))
 
     @classmethod
@@ -307,7 +283,7 @@ class RBF(nn.Module):
         Raises:
             ValueError: If `n` is out of range.
         """
-        x = real_or_complex("x", x, 2)
+        x = real("x", x, 2)
         at_least("n", n, 1)
         if n > len(x):
             raise ValueError(f"n must be at most the number of states ({len(x)}), got {n}")
@@ -316,12 +292,12 @@ class RBF(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Values (M, N) at states (M, d)."""
-        x = real_or_complex("x", x, 2)
+        x = real("x", x, 2)
         if x.shape[1] != self.centers.shape[1]:
             raise ValueError(
                 f"x must have {self.centers.shape[1]} columns like the centers, got {x.shape[1]}"
             )
-        radius = torch.cdist(x, self.centers) / self.scale
+        radius = torch.cdist(x, self.centers.to(x.dtype)) / self.scale.to(x.dtype)
         if self.profile == "exponential":
             values = torch.exp(-2 * radius)
         elif self.profile == "gaussian":
@@ -331,83 +307,11 @@ class RBF(nn.Module):
         return torch.cat([torch.ones_like(values[:, :1]), values], dim=1) if self.constant else values
 
 
-# --- coordinates of large states -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class POD:
-    """Proper orthogonal decomposition: a few coordinates for flattened fields.
-
-    Made by `pod`. `encode` and `decode` are each other's inverse on the span of the modes.
-
-    Attributes:
-        mean: (d,) what is subtracted first.
-        modes: (d, r) orthonormal columns, the most energetic first.
-        singular_values: (r,) of the centred fields over sqrt(number of fields): root mean square coordinates.
-        energy: Share of the variance that the r modes carry.
-    """
-
-    mean: Tensor
-    modes: Tensor
-    singular_values: Tensor
-    energy: float
-
-    def encode(self, fields: Tensor) -> Tensor:
-        """Coordinates (..., r) of fields (..., d)."""
-        return (fields.to(self.modes.dtype) - self.mean) @ self.modes
-
-    def decode(self, coordinates: Tensor) -> Tensor:
-        """Fields (..., d) of coordinates (..., r)."""
-        return coordinates @ self.modes.mT + self.mean
-
-
-def pod(fields: Tensor, rank: int, *, center: bool = True) -> POD:
-    """Proper orthogonal decomposition of a series of fields.
-
-    The leading right singular vectors of the (centred) fields; through the M x M Gram matrix when there are
-    fewer fields than points, which drops directions below 1e-7 of the largest.
-
-    Args:
-        fields: (M, d), each row one field, flattened.
-        rank: r, number of modes; less come back if the data have less.
-        center: Whether to subtract the mean field.
-
-    Returns:
-        The decomposition.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Example:
-        >>> snapshots = torch.outer(torch.tensor([1.0, -2.0, 1.0]), torch.tensor([3.0, 4.0]))
-        >>> basis = pod(snapshots, rank=1)
-        >>> torch.allclose(basis.decode(basis.encode(snapshots)), snapshots.double())
-        True
-    """
-    fields = real_or_complex("fields", fields, 2)
-    at_least("rank", rank, 1)
-    if fields.is_complex():
-        raise TypeError(f"fields must be real, got {fields.dtype}")
-    mean = fields.mean(0) if center else torch.zeros_like(fields[0])
-    centred = (fields - mean) / len(fields) ** 0.5
-    if len(fields) < fields.shape[1]:
-        squares, left = torch.linalg.eigh(centred @ centred.mT)
-        squares, left = squares.flip(0).clamp_min(0), left.flip(1)
-        kept = squares > 1e-14 * squares[0]
-        singular = squares[kept].sqrt()
-        modes = torch.linalg.qr(centred.mT @ left[:, kept] / singular).Q
-        total = squares.sum()
-    else:
-        _, singular, right = torch.linalg.svd(centred, full_matrices=False)
-        kept = singular > 1e-14 * singular[0]
-        singular, modes, total = singular[kept], right[kept].mT, (singular**2).sum()
-    if len(singular) == 0:
-        raise ValueError("fields must not all be the same")
-    singular, modes = singular[:rank], modes[:, :rank]
-    return POD(mean, modes, singular, float((singular**2).sum() / total))
-
-
 # --- pieces ----------------------------------------------------------------------------------------
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _integers(rows: Iterator[tuple[int, ...]], dimension: int) -> Tensor:

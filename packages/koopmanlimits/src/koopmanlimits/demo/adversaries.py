@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from koopmanlimits.adversaries import Adversary, DiskFlip, DiskTwist, Move
+from koopmanlimits.certificates import certified_residual, quadrature_errors
 from koopmanlimits.galerkin import Galerkin, galerkin
 from koopmanlimits.modes import edmd, mpedmd, resdmd
-from koopmanlimits.spectra import certified_residual, hausdorff, quadrature_errors
-from koopmanlimits.systems import Adversary, DiskFlip, DiskTwist, Move, Step
+from koopmanlimits.spectra import hausdorff
+from koopmanlimits.systems import Step
 
 ANGLE = math.pi / 2  # the plain rotation has the 4th roots of unity as spectrum
 HEIGHT = 2.0
