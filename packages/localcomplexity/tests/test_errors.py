@@ -1,6 +1,8 @@
 """Bad input is refused at the boundary, by the argument's name, with what it was and what it must be."""
 
+import copy
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,7 +130,7 @@ class TimeFirst(nn.Module):
 def test_models():
     with refuses(TypeError, "model must be a torch.nn.Module, got function"):
         LocalComplexity(lambda x: x)
-    with refuses(ValueError, "model has no activation module to hook; name the layers"):
+    with refuses(ValueError, "model has no activation module to hook; name in layers="):
         LocalComplexity(nn.Sequential(nn.Linear(4, 4)))
     with refuses(ValueError, "chunk_size must be at least 1, got 0"):
         LocalComplexity(MODEL, chunk_size=0)
@@ -161,6 +163,48 @@ def test_sign_crossings():
         sign_crossings(torch.zeros(4, 2), 3)
     with refuses(ValueError, "z must be (B * num_vertices, ...) with num_vertices = 0"):
         sign_crossings(torch.zeros(4, 2), 0)
+
+
+def test_a_radius_that_rounding_swallows_is_refused_and_one_above_it_counts(mlp):
+    model = mlp(3, 8, 2, seed=0)
+    probe = LocalComplexity(model.float(), num_directions=2, radius=0.005)
+    x = torch.rand(4, 3)
+    with pytest.raises(ValueError, match=r"radius must be above the rounding of x, got 0\.005"):
+        probe(x + 1e5)
+    shifted = copy.deepcopy(model).double()
+    with torch.no_grad():
+        shifted[0].bias -= 1e5 * shifted[0].weight.sum(1)
+    far = LocalComplexity(
+        shifted, num_directions=2, radius=0.005, directions=probe._directions_for(x)[:, 0].double()
+    )
+    assert torch.equal(far(x.double() + 1e5).per_layer, probe(x).per_layer)
+
+
+@pytest.mark.parametrize("attack", [pgd_linf, robust_accuracy])
+def test_what_a_classifier_answers_with(attack):
+    """Logits may stand in an object or a mapping, as transformers has them; labels must be among them."""
+    linear = nn.Linear(4, 3)
+
+    class Answers(nn.Module):
+        def __init__(self, wrap):
+            super().__init__()
+            self.linear, self.wrap = linear, wrap
+
+        def forward(self, x):
+            return self.wrap(self.linear(x))
+
+    x, y = torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2], dtype=torch.uint8)
+
+    def found(model, labels=y):
+        return attack(model, x, labels, 0.1, generator=torch.Generator().manual_seed(0))
+
+    expected = found(linear, y.long())
+    for wrap in (lambda z: SimpleNamespace(loss=None, logits=z), lambda z: {"logits": z}):
+        assert torch.equal(found(Answers(wrap)), expected)
+    with pytest.raises(TypeError, match=r"model must answer with logits .* got tuple"):
+        found(Answers(lambda z: (z, z)))
+    with pytest.raises(ValueError, match="y must name classes from 0 to 2, got 0 to 9"):
+        found(linear, torch.tensor([0, 1, 2, 0, 1, 9]))
 
 
 def test_tracker_and_phases():
@@ -209,7 +253,7 @@ def test_phases(steps, values, options, message):
         (
             {"model": nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.GELU()))},
             TypeError,
-            "LeakyReLU, Flatten",
+            "LeakyReLU, PReLU, Flatten",
         ),
         ({"model": nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.GELU()))}, TypeError, "got GELU at '0.1'"),
         (

@@ -353,3 +353,24 @@ def test_attacks_stay_in_the_ball_and_in_the_range_and_leave_the_model_alone():
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_an_attack_starts_anywhere_in_the_ball():
+    """A model without slope leaves the start as it was drawn: uniform on both sides of the input."""
+    flat = nn.Linear(1000, 3)
+    nn.init.zeros_(flat.weight)
+    x = torch.full((4, 1000), 0.5)
+    start = (
+        pgd_linf(flat, x, torch.zeros(4, dtype=torch.long), 0.1, generator=torch.Generator().manual_seed(0))
+        - x
+    )
+    assert float(start.min()) < -0.099
+    assert float(start.max()) > 0.099
+    assert float(start.mean()) == pytest.approx(0.0, abs=4 * 0.1 / 12**0.5 * 2 / 4000**0.5)
+
+
+def test_every_kink_of_an_activation_is_a_neuron_of_its_own():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Hardtanh(), nn.Linear(3, 4), nn.ReLU())
+    found = LocalComplexity(model, num_directions=2, radius=1e4)(torch.zeros(1, 2))
+    assert found.num_neurons == (6, 4)
+    assert found.fraction()[0, 0] == 1.0  # so far apart both kinks of every unit lie between

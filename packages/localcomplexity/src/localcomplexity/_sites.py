@@ -30,6 +30,11 @@ _KINKS: dict[type[nn.Module], Callable[[Any], tuple[float, ...]]] = {
     nn.Softshrink: lambda module: (-module.lambd, module.lambd),
     nn.Threshold: lambda module: (module.threshold,),
 }  # fmt: skip
+# Activations of other libraries: leaves whose class is called like one, and that bend at zero as it does.
+_CALLED_LIKE_ONE = re.compile(
+    r"(relu|[gcs]?elu|silu|swish|mish|softplus|softsign|tanh|sigmoid|activation)$|^act(fn|func)?$",
+    re.IGNORECASE,
+)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
 
@@ -59,8 +64,8 @@ def find_sites(model: nn.Module, layers: Layers | None, count_maxpool: bool) -> 
         sites = [_site(names, (module,), required=False) for module in names if _kinks_of(module)]
         if not sites:
             raise ValueError(
-                f"model has no activation module to hook; name the layers that make its pre-activations in layers=: "
-                f"{_candidates(names)}"
+                "model has no activation module to hook; name in layers= the layers that make its pre-activations, or "
+                f"give the class of its activations, layers=TheirClass; there are {_candidates(names)}"
             )
     elif isinstance(layers, str | type):
         sites = [_site(names, (module,)) for module in _matching(names, layers)]
@@ -84,7 +89,13 @@ def _kinks_of(module: nn.Module) -> tuple[float, ...]:
     for kind in type(module).__mro__:
         if kind in _KINKS:
             return _KINKS[kind](module)
-    return ()
+    return _ZERO if _is_called_like_one(module) else ()
+
+
+def _is_called_like_one(module: nn.Module) -> bool:
+    """Whether it is a leaf without matrices, such as `GELUActivation`, and not, say, a normalisation with one."""
+    leaf = not any(module.children()) and all(parameter.dim() < 2 for parameter in module.parameters())
+    return leaf and _CALLED_LIKE_ONE.search(type(module).__name__) is not None
 
 
 def _matching(names: dict[nn.Module, str], layers: str | type) -> list[nn.Module]:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from localcomplexity._layers import Affine, Bend, piecewise_linear_layers
 from localcomplexity._modes import bare
 from localcomplexity._polygons import areas, centers, chords, joined, line_values, separated, split
+from localcomplexity._program import Bend, Registers, Step, piecewise_linear_steps
 
 _BUDGET = 2**22  # numbers in the largest temporary tensor
 
@@ -131,7 +131,7 @@ def slice_through(x0: Tensor, x1: Tensor, x2: Tensor, margin: float = 0.1) -> Pl
     Raises:
         ValueError: If shapes differ or the three lie on one line.
 
-    Example:
+    Examples:
         >>> plane = slice_through(torch.zeros(2), torch.tensor([3.0, 0.0]), torch.tensor([1.0, 2.0]), margin=0.0)
         >>> plane.coordinates.tolist()
         [[0.0, 0.0], [3.0, 0.0], [1.0, 2.0]]
@@ -166,8 +166,9 @@ def exact_segment(model: nn.Module, x0: Tensor, x1: Tensor) -> Tensor:
     regions times neurons, instead of a fine grid.
 
     Args:
-        model: Sequential, of Flatten, Linear, convolution, batch norm, average pooling, dropout, ReLU, LeakyReLU;
-            taken as in evaluation mode, computed in float64.
+        model: Of Flatten, Linear, convolution, batch norm, average pooling, dropout, ReLU, LeakyReLU and PReLU, in
+            sequences or in modules of your own that `torch.fx` can trace, skip connections that are added
+            included; taken as in evaluation mode, computed in float64.
         x0: (*shape) one input, without a batch axis, on the model's device.
         x1: (*shape) the other.
 
@@ -178,7 +179,7 @@ def exact_segment(model: nn.Module, x0: Tensor, x1: Tensor) -> Tensor:
         TypeError: Naming the first module that is not supported.
         ValueError: If shapes differ or the inputs are the same.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
         >>> _ = model[0].weight.data.fill_(1.0), model[0].bias.data.copy_(torch.tensor([-1.0, -3.0]))
         >>> exact_segment(model, torch.tensor([0.0]), torch.tensor([4.0]))
@@ -188,22 +189,23 @@ def exact_segment(model: nn.Module, x0: Tensor, x1: Tensor) -> Tensor:
         raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
     if torch.equal(x0, x1):
         raise ValueError("x0 and x1 must differ, got the same input twice")
-    layers = piecewise_linear_layers(bare(model))
-    maps = torch.stack([x1.double() - x0.double(), x0.double()]).unsqueeze(0)
-    ends = maps.new_tensor([0.0, 1.0])
-    for layer in layers:
-        if isinstance(layer, Affine):
-            maps = layer(maps)
+    steps = piecewise_linear_steps(bare(model))
+    registers = {0: torch.stack([x1.double() - x0.double(), x0.double()]).unsqueeze(0)}
+    ends = registers[0].new_tensor([0.0, 1.0])
+    for step in steps:
+        if not isinstance(step.operation, Bend):
+            registers = step.straight(registers)
             continue
-        rise, constant = maps.flatten(2).unbind(1)
+        rise, constant = registers[step.sources[0]].flatten(2).unbind(1)
         zeros = -constant / rise
         inside = (zeros > ends[:-1, None]) & (zeros < ends[1:, None])
         ends = torch.cat([ends, zeros[inside]]).sort().values
         parents = inside.sum(1).add(1)
         middles = (ends[1:] + ends[:-1]) / 2
-        maps = maps.repeat_interleave(parents, dim=0)
+        registers = {key: maps.repeat_interleave(parents, dim=0) for key, maps in registers.items()}
+        maps = registers[step.sources[0]]
         values = maps[:, 0] * middles.view(-1, *[1] * (maps.dim() - 2)) + maps[:, 1]
-        maps = maps * torch.where(values >= 0, torch.ones_like(values), layer.slope).unsqueeze(1)
+        registers = step.store(registers, maps * step.operation.slopes(values).unsqueeze(1))
     # Two neurons with one boundary meet the segment at one point, up to rounding.
     interior = ends[1:-1]
     return interior[torch.diff(interior, prepend=ends[:1]) > 1e-12]
@@ -243,7 +245,7 @@ def exact_slice(
         ValueError: If shapes differ, a and b are not orthonormal, or the polygon is not convex.
         RuntimeError: If there are more than `max_regions` regions.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 1), nn.ReLU())
         >>> _ = model[0].weight.data.fill_(1.0), model[0].bias.data.fill_(-1.0)  # relu(x + y - 1)
         >>> square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
@@ -253,14 +255,13 @@ def exact_slice(
     """
     _check_plane(origin, a, b)
     corners = _checked_polygon(polygon.to(origin.device, torch.float64))
-    layers = piecewise_linear_layers(bare(model))
+    steps = piecewise_linear_steps(bare(model))
     met: dict[int, Tensor] = {}
     start = _Regions(
         corners.unsqueeze(0),
         torch.tensor([len(corners)], device=corners.device),
-        torch.stack([a, b, origin]).double().unsqueeze(0),
+        {0: torch.stack([a, b, origin]).double().unsqueeze(0)},
         torch.zeros(1, dtype=torch.long, device=corners.device),
-        slope=1.0,
     )
     finished: list[_Regions] = []
     pending = [(0, start)]
@@ -270,15 +271,13 @@ def exact_slice(
         blocks = regions.blocks()
         pending += [(depth, block) for block in blocks[1:]]
         regions = blocks[0].resolved()
-        while depth < len(layers) and isinstance(layer := layers[depth], Affine):
-            regions = replace(regions, maps=layer(regions.maps))
+        while depth < len(steps) and not isinstance(steps[depth].operation, Bend):
+            regions = replace(regions, registers=steps[depth].straight(regions.registers))
             depth += 1
-        if depth == len(layers):
+        if depth == len(steps):
             finished.append(regions)
             continue
-        bend = layers[depth]
-        assert isinstance(bend, Bend)
-        parts, meets = _bent(regions, bend)
+        parts, meets = _bent(regions, steps[depth])
         met[depth] = met[depth] | meets if depth in met else meets
         num_regions += len(parts.polygons) - len(regions.polygons)
         if num_regions > max_regions:
@@ -299,31 +298,42 @@ class _Regions:
 
     polygons: Tensor  # (R, K, 2)
     sizes: Tensor  # (R,)
-    maps: Tensor  # (parents, 3, *shape): coefficients of s, of t, and constant
+    registers: Registers  # each (parents, 3, *shape): coefficients of s, of t, and constant
     parents: Tensor  # (R,)
-    slope: float
+    bend: Step | None = None  # cut by its neurons, not yet bent
+
+    @property
+    def maps(self) -> Tensor:
+        """The one register that is left at the end."""
+        (maps,) = self.registers.values()
+        return maps
 
     def blocks(self) -> list[_Regions]:
-        size = max(_BUDGET // (self.maps[0, 0].numel() * self.polygons.shape[1]), 1)
+        numbers = sum(maps[0, 0].numel() for maps in self.registers.values())
+        size = max(_BUDGET // (numbers * self.polygons.shape[1]), 1)
         pieces = zip(self.polygons.split(size), self.sizes.split(size), self.parents.split(size), strict=True)
         return [
-            _Regions(polygons, sizes, self.maps, parents, self.slope) for polygons, sizes, parents in pieces
+            _Regions(polygons, sizes, self.registers, parents, self.bend)
+            for polygons, sizes, parents in pieces
         ]
 
     def resolved(self) -> _Regions:
-        maps = self.maps[self.parents]
-        middle = centers(self.polygons, self.sizes)
-        weights = torch.cat([middle, torch.ones_like(middle[:, :1])], dim=1)
-        values = torch.einsum("rk,rkn->rn", weights, maps.flatten(2)).view_as(maps[:, 0])
-        maps = maps * torch.where(values >= 0, torch.ones_like(values), self.slope).unsqueeze(1)
-        own = torch.arange(len(maps), device=maps.device)
-        return _Regions(self.polygons, self.sizes, maps, own, slope=1.0)
+        registers = {key: maps[self.parents] for key, maps in self.registers.items()}
+        if self.bend is not None:
+            assert isinstance(self.bend.operation, Bend)
+            maps = registers[self.bend.sources[0]]
+            middle = centers(self.polygons, self.sizes)
+            weights = torch.cat([middle, torch.ones_like(middle[:, :1])], dim=1)
+            values = torch.einsum("rk,rkn->rn", weights, maps.flatten(2)).view_as(maps[:, 0])
+            registers = self.bend.store(registers, maps * self.bend.operation.slopes(values).unsqueeze(1))
+        own = torch.arange(len(self.parents), device=self.parents.device)
+        return _Regions(self.polygons, self.sizes, registers, own)
 
 
-def _bent(regions: _Regions, bend: Bend) -> tuple[_Regions, Tensor]:
+def _bent(regions: _Regions, step: Step) -> tuple[_Regions, Tensor]:
     """Cut regions by the zero lines of their neurons; also say which neurons cut any (n,)."""
     polygons, sizes, parents = regions.polygons, regions.sizes, regions.parents
-    lines = regions.maps.flatten(2)
+    lines = regions.registers[step.sources[0]].flatten(2)
     cutting = separated(line_values(polygons, lines))
     num_cuts = cutting.sum(1)
     # The neurons that cut a region come first in its row; the k-th of all regions are taken together.
@@ -337,7 +347,7 @@ def _bent(regions: _Regions, bend: Bend) -> tuple[_Regions, Tensor]:
         polygons = joined([polygons[done], cut])
         sizes = torch.cat([sizes[done], cut_sizes])
         parents = torch.cat([parents[done], owners[origin]])
-    return _Regions(polygons, sizes, regions.maps, parents, bend.slope), cutting.any(0)
+    return _Regions(polygons, sizes, regions.registers, parents, step), cutting.any(0)
 
 
 def _partition(finished: list[_Regions], crossings: tuple[int, ...]) -> Partition:

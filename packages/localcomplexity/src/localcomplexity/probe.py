@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from localcomplexity._first_layer import FirstLayer, shortcut
+from localcomplexity._functional import warning_of_functions
 from localcomplexity._modes import bare, undisturbed
 from localcomplexity._reader import EnoughRead, Reader, crossings
 from localcomplexity._sites import Layers, find_sites
@@ -51,7 +52,7 @@ def sign_crossings(
     Raises:
         ValueError: If `num_vertices` does not divide the first axis.
 
-    Example:
+    Examples:
         >>> z = torch.tensor([[1.0, -1.0, 3.0], [2.0, 1.0, 3.0]])  # one point, two vertices, three neurons
         >>> sign_crossings(z, 2)[0]
         tensor([1])
@@ -113,11 +114,12 @@ class LocalComplexity:
     Args:
         model: Any module that takes one tensor (B, *shape) and keeps the batch as the first axis of what is read.
             Build the probe after the model's layers; parameters are read anew at each call.
-        layers: What to read. By default the input of every activation module (ReLU, GELU, Tanh, ...), at all
-            its kinks. Or: a list of names or modules, a regular expression that matches whole names, or a
-            class. Activation modules are read at their input, others at their output; a tuple means
-            the sum of its members (a residual branch and its skip). Functional activations are invisible: name
-            the layers before them.
+        layers: What to read. By default the input of every activation module: torch's own (ReLU, GELU, Tanh, ...) at
+            all their kinks, and leaves of other libraries whose class is called like one (`GELUActivation`,
+            `QuickGELU`) at zero. Or: a list of names or modules, a regular expression that matches whole names, or
+            a class. Activation modules are read at their input, others at their output; a tuple means the sum of
+            its members (a residual branch and its skip). Functional activations are invisible, and the default
+            warns of them at the first call: name the layers before them.
         num_directions: P; a cross-polytope has 2 P vertices.
         radius: r, in units of the model's input; small against the distance between neighbouring points.
         frame: `"shared"`, `"per_point"` or `"gaussian"`, see `cross_polytope`.
@@ -133,7 +135,7 @@ class LocalComplexity:
         ValueError: If the model has no such layer, or an argument is out of range.
         TypeError: If the model is not a module.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> probe = LocalComplexity(model, num_directions=2, radius=0.1)
         >>> complexity = probe(torch.rand(100, 2))
@@ -172,6 +174,7 @@ class LocalComplexity:
         self.directions = directions
         self.seed = _seed(generator)
         self._sites = find_sites(self.model, layers, count_maxpool)
+        self._watches_functions = layers is None
         self._drawn: dict[tuple[int, ...], Tensor] = {}
         self._plans: dict[torch.Size, _Plan] = {}
 
@@ -192,12 +195,14 @@ class LocalComplexity:
             The counts, on the device of `x`.
 
         Raises:
-            ValueError: If `x` is empty, a named layer is not reached, a layer's output is not finite or does not
-                have the batch as its first axis, or P exceeds the dimension of an orthonormal frame.
+            ValueError: If `x` is empty or so large that `radius` is lost in its rounding, a named layer is not
+                reached, a layer's output is not finite or does not have the batch as its first axis, or P exceeds
+                the dimension of an orthonormal frame.
             TypeError: If `x` is not floating.
         """
         check_points(x)
         x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        _check_resolved(self.radius, x)
         with _exactly(self.model, x.device):
             offsets = self.radius * self._directions_for(x)
             single = _single_precision(self.model)
@@ -250,7 +255,9 @@ class LocalComplexity:
         vertices = spread(x, offsets, self.center).flatten(0, 1)
         reader = self._reader(len(x), stop_after=None)
         first = FirstLayer(self.model, vertices)
-        with first.watched():
+        activations = [module for site in self._sites for module in site.modules]
+        watch = warning_of_functions(activations) if self._watches_functions else nullcontext()
+        with first.watched(), watch:
             self._run(reader, vertices, single)
         self._check_reached(reader.names)
         _check_finite(reader)
@@ -319,6 +326,16 @@ def _seed(generator: torch.Generator | None) -> int:
         # Mixed, since these must not be the numbers that the model was initialised with.
         return (torch.initial_seed() ^ 0x6C6F63616C) % 2**62
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+def _check_resolved(radius: float, x: Tensor) -> None:
+    """Vertices that round to their point would count nothing, as if no region met there."""
+    largest = float(x.abs().amax())
+    if radius < 8 * torch.finfo(x.dtype).eps * largest:
+        raise ValueError(
+            f"radius must be above the rounding of x, got {radius} beside values of {largest:.3g} in {x.dtype}; "
+            "take the mean off x and add it to the first bias, or use float64"
+        )
 
 
 def _columns(offsets: Tensor, start: int, size: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def pgd_linf(
     arXiv 2402.15555, section 4). Runs in evaluation mode; modes and parameters' gradients stay as they are.
 
     Args:
-        model: A classifier; (B, *shape) to logits (B, C).
+        model: A classifier; (B, *shape) to logits (B, C), or to an object or mapping that holds them as `logits`.
         x: (B, *shape) inputs, on the model's device.
         y: (B,) class indices.
         epsilon: Radius of the ball, in units of the input.
@@ -44,10 +45,11 @@ def pgd_linf(
         (B, *shape) the attacked inputs.
 
     Raises:
-        ValueError: If sizes, `epsilon`, `step_size`, `num_steps` or the range do not fit.
-        TypeError: If x is not floating, y is not integer, or the model is not a module.
+        ValueError: If sizes, `epsilon`, `step_size`, `num_steps` or the range do not fit, or y names a class that
+            the model does not have.
+        TypeError: If x is not floating, y is not integer, the model is not a module or gives no logits.
 
-    Example:
+    Examples:
         >>> model, x, y = nn.Linear(4, 3), torch.rand(8, 4), torch.zeros(8, dtype=torch.long)
         >>> attacked = pgd_linf(model, x, y, epsilon=0.1)
         >>> bool(((attacked - x).abs() <= 0.1 + 1e-6).all())
@@ -65,10 +67,13 @@ def pgd_linf(
     floor, ceiling = torch.maximum(x - epsilon, least), torch.minimum(x + epsilon, greatest)
     attacked = _clamp(x + epsilon * (2 * start - 1), floor, ceiling)
     with undisturbed(model, x.device), torch.enable_grad():
-        for _ in range(num_steps):
+        for step in range(num_steps):
             attacked.requires_grad_()
+            logits = _logits(model, attacked)
+            if step == 0:
+                _check_classes(y, logits)
             # A sum, so that an input's gradient does not depend on how many others there are.
-            loss = nn.functional.cross_entropy(model(attacked), y, reduction="sum")
+            loss = nn.functional.cross_entropy(logits, y.long(), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, attacked)
             attacked = _clamp(attacked.detach() + step_size * gradient.sign(), floor, ceiling)
     return attacked
@@ -108,7 +113,7 @@ def robust_accuracy(
         ValueError: As `pgd_linf`, or if `chunk_size` is below 1.
         TypeError: As `pgd_linf`.
 
-    Example:
+    Examples:
         >>> model, x, y = nn.Linear(4, 3), torch.rand(8, 4), torch.zeros(8, dtype=torch.long)
         >>> bool(robust_accuracy(model, x, y, 0.1) <= robust_accuracy(model, x, y, 0.0))
         True
@@ -134,8 +139,27 @@ def robust_accuracy(
                 generator=generator,
             )
         with torch.no_grad(), undisturbed(model, x.device):
-            correct.append(model(inputs).argmax(1) == labels)
+            logits = _logits(model, inputs)
+            _check_classes(labels, logits)
+            correct.append(logits.argmax(1) == labels)
     return torch.cat(correct).to(torch.float32).mean()
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    output = model(x)
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(x):
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
+        raise TypeError(
+            f"model must answer with logits ({len(x)}, C), or with what holds them as logits, got {what}"
+        )
+    return found
+
+
+def _check_classes(y: Tensor, logits: Tensor) -> None:
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(f"y must name classes from 0 to {logits.shape[1] - 1}, got {low} to {high}")
 
 
 def _clamp(x: Tensor, floor: Tensor, ceiling: Tensor) -> Tensor:

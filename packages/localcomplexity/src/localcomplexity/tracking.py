@@ -27,7 +27,7 @@ def log_schedule(max_step: int, num_steps: int) -> list[int]:
     Raises:
         ValueError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> log_schedule(1000, 7)
         [1, 3, 10, 32, 100, 316, 1000]
     """
@@ -55,7 +55,7 @@ class ComplexityTracker:
         ValueError: If there is no set, a set is no batch of points, or the schedule is empty or negative.
         TypeError: If a set is not floating.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
         >>> probe = LocalComplexity(model, num_directions=2, radius=0.1)
         >>> tracker = ComplexityTracker(probe, {"train": torch.rand(10, 2)}, schedule=log_schedule(100, 5))
@@ -188,7 +188,7 @@ def detect_phases(
     Raises:
         ValueError: If lengths differ, there are no steps, they do not increase, or a value is not finite.
 
-    Example:
+    Examples:
         >>> steps = [1, 10, 100, 1000, 10000]
         >>> detect_phases(steps, [4.0, 2.0, 3.0, 5.0, 1.0])
         Phases(first_descent=(1, 10), ascent_peak=1000, second_descent=(1000, 10000))

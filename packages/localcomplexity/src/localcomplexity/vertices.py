@@ -42,7 +42,7 @@ def random_directions(
     Raises:
         ValueError: If a size is below 1 or P > D for an orthonormal frame.
 
-    Example:
+    Examples:
         >>> frame = random_directions(3, 10, generator=torch.Generator().manual_seed(0))
         >>> torch.allclose(frame @ frame.T, torch.eye(3), atol=1e-6)
         True
@@ -100,7 +100,7 @@ def cross_polytope(
         ValueError: If a size, the radius or the directions do not fit, or a direction is zero.
         TypeError: If x is not a floating tensor.
 
-    Example:
+    Examples:
         >>> square = cross_polytope(torch.zeros(1, 2), radius=0.5, directions=torch.eye(2))
         >>> square[0].tolist()
         [[0.5, 0.0], [0.0, 0.5], [-0.5, 0.0], [0.0, -0.5]]
@@ -138,7 +138,7 @@ def uniform_points(
         ValueError: If `num_points` is below 1 or the box is empty.
         TypeError: If `like` is not a floating tensor.
 
-    Example:
+    Examples:
         >>> uniform_points(torch.zeros(1, 28, 28), 5).shape
         torch.Size([5, 28, 28])
     """
@@ -170,7 +170,7 @@ def segment_points(start: Tensor, end: Tensor, num_points: int) -> Tensor:
         ValueError: If the shapes differ or `num_points` is below 2.
         TypeError: If the inputs are not floating.
 
-    Example:
+    Examples:
         >>> segment_points(torch.zeros(2), torch.ones(2), 3).tolist()
         [[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]]
     """

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from localcomplexity._demo_exact import Agreement, compare_counts, density_images, seeded, spearman
-from localcomplexity._demo_settings import Setting, settings
-from localcomplexity._demo_training import (
+from localcomplexity.demo.exact import Agreement, compare_counts, density_images, seeded, spearman
+from localcomplexity.demo.judgement import AGREEMENT, OURS, conditions
+from localcomplexity.demo.settings import Setting, settings
+from localcomplexity.demo.training import (
     JACOBIAN,
     LOSS,
     RANDOM,
@@ -27,14 +28,6 @@ from localcomplexity.tracking import detect_phases
 from localcomplexity.vertices import segment_points
 
 Row = dict[str, Any]
-
-_CRITERION = (
-    "local complexity at the training points rises to a peak after the network has interpolated (100 % training "
-    "accuracy) and ends below 75 % of it; from interpolation on it exceeds 1.3 times that at test points and ends "
-    "below 1.1 times; from its peak to the end test accuracy and robust accuracy at the smaller ε rise by at least 5 "
-    "points each; training loss and weight norm show no rise to such a peak; and on random networks the count has "
-    "a rank correlation above 0.9 with the exact one"
-)
 
 _METRICS = {
     "at_interpolation": {"unit": "", "better": "neither"},
@@ -98,14 +91,15 @@ def demo(
 
     rows = [row for outcome in outcomes for row in outcome.rows()]
     rows.append(_agreement_row(agreement))
+    verdict = conditions(rows)
     return {
         "claim": "Long after a network has interpolated its data, its linear regions gather around the training "
         "points and then leave them, and with this second descent generalisation and robustness rise.",
         "setting": _setting(runs),
         "metrics": _METRICS,
         "rows": rows,
-        "criterion": _CRITERION,
-        "holds": all(judge(rows, outcome.prefix) for outcome in outcomes),
+        "conditions": verdict,
+        "holds": all(condition["holds"] for condition in verdict),
         "curves": [curve for outcome in outcomes for curve in outcome.curves()]
         + [_agreement_curve(agreement)],
         "images": [image for outcome in outcomes for image in outcome.images()],
@@ -186,7 +180,7 @@ class _Outcome:
 
     def _checkpoints(self) -> dict[str, int]:
         """Interpolation, the peak of local complexity if there is one, and the end."""
-        peak = detect_phases(self.history.steps, self.measures[_OURS]).ascent_peak
+        peak = detect_phases(self.history.steps, self.measures[OURS]).ascent_peak
         moments = {"at interpolation": self.interpolation} if self.interpolates else {}
         if peak is not None:
             moments["at the peak of local complexity"] = self.history.steps.index(peak)
@@ -273,46 +267,14 @@ class _Outcome:
         return [heat_map, *density_images(self.model, self.data, states)]
 
 
-_OURS = "local complexity at training points"
-
-
 def _measures(history: History) -> dict[str, list[float]]:
-    ours = {_OURS: history.near.values(TRAIN).tolist()}
+    ours = {OURS: history.near.values(TRAIN).tolist()}
     return ours | {name: history.values[name] for name in (LOSS, WEIGHTS, JACOBIAN)}
-
-
-# --- judgement -------------------------------------------------------------------------------------
-
-
-def judge(rows: list[Row], prefix: str = "") -> bool:
-    """Apply the criterion to the rows of one setting."""
-    row = {found["name"].removeprefix(prefix): found for found in rows}
-    moments = {
-        when: row.get(f"network {when}")
-        for when in ("at interpolation", "at the peak of local complexity", "at the end")
-    }
-    interpolation, peak, end = moments.values()
-    widest = row["network where training over test is greatest"]
-    if interpolation is None or peak is None or end is None:
-        return False
-    return bool(
-        peak["step"] >= interpolation["step"]
-        and row[_OURS]["final_over_peak"] < 0.75
-        and widest["train_over_test"] > 1.3
-        and end["train_over_test"] < 1.1
-        and end["test_accuracy"] >= peak["test_accuracy"] + 5
-        and end["robust_accuracy"] >= peak["robust_accuracy"] + 5
-        and all("peak_step" not in row[name] for name in (LOSS, WEIGHTS))
-        and row[_AGREEMENT]["exact_correlation"] > 0.9
-    )
-
-
-_AGREEMENT = "vertex count on random networks"
 
 
 def _agreement_row(agreement: Agreement) -> Row:
     return {
-        "name": _AGREEMENT,
+        "name": AGREEMENT,
         "role": "reference",
         "exact_correlation": agreement.rank_correlation,
         "exact_share": 100 * agreement.share,

@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from localcomplexity._demo_settings import Data, Setting
+from localcomplexity.demo.settings import Data, Setting
 from localcomplexity.probe import LocalComplexity
 from localcomplexity.robustness import robust_accuracy
 from localcomplexity.tracking import ComplexityTracker, log_schedule

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from localcomplexity._demo_settings import Data, mlp
-from localcomplexity._demo_training import Progress
+from localcomplexity.demo.settings import Data, mlp
+from localcomplexity.demo.training import Progress
 from localcomplexity.exact import Partition, exact_slice, slice_through
 from localcomplexity.probe import LocalComplexity
 from localcomplexity.vertices import random_directions
