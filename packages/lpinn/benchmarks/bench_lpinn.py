@@ -34,6 +34,84 @@ def slope(y, z):
     return torch.autograd.grad(y.sum(), z, create_graph=True)[0]
 
 
+# --- one residual and its gradient of an ordinary PINN, against DeepXDE ----------------------------
+
+PINN_POINTS = "25,600 points, tanh network 5 x 50, one thread"
+
+# Nested reverse mode cannot be compiled: torch.compile has no double backward.
+compiled_derivatives = torch.compile(fast_derivatives)
+
+
+@cache
+def mlp():
+    return tanh_mlp(2, 1, width=50, depth=5, generator=torch.Generator().manual_seed(0))
+
+
+def our_pinn_loss(derivatives):
+    jet = derivatives(mlp(), None, *points())
+    residual = jet.time + SPEED * jet.space[..., 0] - NU * jet.hessian[..., 0, 0]
+    return residual.square().mean()
+
+
+def deepxde_loss(deepxde):
+    inputs = torch.cat(points(), dim=1).requires_grad_()
+    u = mlp()(inputs)
+    u_x, u_t = (deepxde.grad.jacobian(u, inputs, i=0, j=j) for j in range(2))
+    u_xx = deepxde.grad.hessian(u, inputs, i=0, j=0)
+    deepxde.grad.clear()
+    return (u_t + SPEED * u_x - NU * u_xx).square().mean()
+
+
+def deepxde_forward_loss(deepxde):
+    inputs = torch.cat(points(), dim=1)
+    u = (mlp()(inputs), mlp())
+    deepxde.config.set_default_autodiff("forward")
+    try:
+        u_x, u_t = (deepxde.grad.jacobian(u, inputs, j=j)[0] for j in range(2))
+        u_xx = deepxde.grad.hessian(u, inputs, i=0, j=0)[0]
+    finally:
+        deepxde.grad.clear()
+        deepxde.config.set_default_autodiff("reverse")
+    return (u_t + SPEED * u_x - NU * u_xx).square().mean()
+
+
+def against_deepxde(benchmark, case, derivatives, peer_loss, peer):
+    os.environ.setdefault("DDE_BACKEND", "pytorch")
+    import deepxde  # of the extra `peer`: without it the comparison fails, it is never left out
+
+    assert deepxde.backend.backend_name == "pytorch"
+    losses = {"ours": lambda: our_pinn_loss(derivatives), "peer": lambda: peer_loss(deepxde)}
+    torch.testing.assert_close(losses["ours"](), losses["peer"](), rtol=1e-4, atol=1e-4)
+
+    def run():
+        mlp().zero_grad()
+        losses[case]().backward()
+
+    benchmark.extra_info.update(case=case, peer=peer, size=PINN_POINTS)
+    benchmark.pedantic(run, rounds=3, warmup_rounds=1)
+
+
+@both
+@pytest.mark.benchmark(group="PINN step (compiled), against DeepXDE")
+def test_pinn_step_against_deepxde(benchmark, case):
+    peer = "deepxde.grad.jacobian and hessian"
+    against_deepxde(benchmark, case, compiled_derivatives, deepxde_loss, peer)
+
+
+@both
+@pytest.mark.benchmark(group="PINN step (not compiled), against DeepXDE")
+def test_eager_pinn_step_against_deepxde(benchmark, case):
+    peer = "deepxde.grad.jacobian and hessian"
+    against_deepxde(benchmark, case, fast_derivatives, deepxde_loss, peer)
+
+
+@both
+@pytest.mark.benchmark(group="PINN step (not compiled), against DeepXDE in forward mode")
+def test_eager_pinn_step_against_deepxde_in_forward_mode(benchmark, case):
+    peer = "deepxde.grad.jacobian and hessian, set_default_autodiff('forward')"
+    against_deepxde(benchmark, case, fast_derivatives, deepxde_forward_loss, peer)
+
+
 # --- one training step of the Lagrangian PINN ------------------------------------------------------
 
 
@@ -42,9 +120,7 @@ def network():
     return LagrangianNet(u0=torch.sin, generator=torch.Generator().manual_seed(0))
 
 
-# Nested reverse mode cannot be compiled: torch.compile has no double backward.
 compiled_loss = torch.compile(lpinn_loss)
-compiled_derivatives = torch.compile(fast_derivatives)
 
 
 def our_loss():
@@ -101,51 +177,6 @@ def test_step_against_the_official_way(benchmark, case):
         case=case, peer="nested torch.autograd.grad, anew for each loss term", size=GRID_POINTS
     )
     benchmark.pedantic(step, [{"ours": our_loss, "peer": repeated_loss}[case]], rounds=3, warmup_rounds=1)
-
-
-# --- one residual and its gradient of an ordinary PINN, against DeepXDE ----------------------------
-
-
-@cache
-def mlp():
-    return tanh_mlp(2, 1, width=50, depth=5, generator=torch.Generator().manual_seed(0))
-
-
-def our_pinn_loss(deepxde):
-    jet = compiled_derivatives(mlp(), None, *points())
-    residual = jet.time + SPEED * jet.space[..., 0] - NU * jet.hessian[..., 0, 0]
-    return residual.square().mean()
-
-
-def deepxde_loss(deepxde):
-    inputs = torch.cat(points(), dim=1).requires_grad_()
-    u = mlp()(inputs)
-    u_x, u_t = (deepxde.grad.jacobian(u, inputs, i=0, j=j) for j in range(2))
-    u_xx = deepxde.grad.hessian(u, inputs, i=0, j=0)
-    deepxde.grad.clear()
-    return (u_t + SPEED * u_x - NU * u_xx).square().mean()
-
-
-@both
-@pytest.mark.benchmark(group="PINN step (compiled), against DeepXDE")
-def test_pinn_step_against_deepxde(benchmark, case):
-    os.environ.setdefault("DDE_BACKEND", "pytorch")
-    deepxde = pytest.importorskip("deepxde")
-    if deepxde.backend.backend_name != "pytorch":
-        pytest.skip("DeepXDE is set to another backend")
-    losses = [loss(deepxde) for loss in (our_pinn_loss, deepxde_loss)]
-    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
-
-    def run():
-        mlp().zero_grad()
-        {"ours": our_pinn_loss, "peer": deepxde_loss}[case](deepxde).backward()
-
-    benchmark.extra_info.update(
-        case=case,
-        peer="deepxde.grad.jacobian and hessian",
-        size="25,600 points, tanh network 5 x 50, one thread",
-    )
-    benchmark.pedantic(run, rounds=3, warmup_rounds=1)
 
 
 # --- onto the fixed grid ---------------------------------------------------------------------------

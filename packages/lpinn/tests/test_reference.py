@@ -230,10 +230,10 @@ def test_subdomains_pay_for_residual_start_and_interfaces():
     (x, t), (edge, _) = points(12), points(5, seed=1)
     pde, states, weights = burgers(0.1), torch.sin(edge), (2.0, 3.0, 5.0, 7.0)
     expected = torch.zeros((), dtype=torch.float64)
-    for index, (net, window) in enumerate(zip(nets, windows, strict=True)):
-        inside = window.start + t[index::3] / 3
-        residual = eulerian_residual(net, pde, x[index::3], inside)
-        expected += 2.0 * residual.square().mean() / 3
+    for net, window in zip(nets, windows, strict=True):
+        inside = ((t >= window.start) & (t < window.end))[:, 0]
+        residual = eulerian_residual(net, pde, x[inside], t[inside])
+        expected += 2.0 * residual.square().sum() / 12
     expected += 3.0 * mse_loss(nets[0](edge, torch.zeros_like(edge)), states)
     for before, after, window in zip(nets, nets[1:], windows[1:], strict=False):
         now = torch.full_like(edge, window.start)
@@ -243,6 +243,11 @@ def test_subdomains_pay_for_residual_start_and_interfaces():
             eulerian_residual(before, pde, edge, now), eulerian_residual(after, pde, edge, now)
         )
     torch.testing.assert_close(xpinn_loss(partition, pde, x, t, edge, states, weights), expected)
+    # The residual term alone is that of the joined field, whatever the order of the points.
+    joined = eulerian_residual(partition, pde, x, t).square().mean()
+    order = t[:, 0].argsort()
+    found = xpinn_loss(partition, pde, x[order], t[order], weights=(1.0, 0.0, 0.0, 0.0))
+    torch.testing.assert_close(found, joined)
     for moment, net in ((0.2, nets[0]), (0.5, nets[1]), (1.0, nets[2])):
         now = torch.full_like(edge, moment)
         torch.testing.assert_close(partition(edge, now), net(edge, now))
@@ -374,10 +379,10 @@ def test_a_short_training_follows_a_fast_wave():
     speed = 20.0
     branches = [tanh_mlp(3, 1, 16, 1, generator=rng(seed)) for seed in range(2)]
     net = LagrangianNet(*branches, u0=torch.sin)
-    optimizer = torch.optim.Adam(net.parameters(), lr=5e-2)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 250)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 160)
     x0, t = (part.float() for part in points(128))
-    for _ in range(250):
+    for _ in range(160):
         optimizer.zero_grad()
         lpinn_loss(net, convection(speed), x0, t).backward()
         optimizer.step()
@@ -399,14 +404,6 @@ def test_state_dicts_and_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = lpinn_loss(net, burgers(0.1), x0, t)
     assert low.item() == pytest.approx(lpinn_loss(net, burgers(0.1), x0, t).item(), rel=0.1)
-
-
-def test_the_derivatives_compile_without_a_graph_break():
-    mlp, features, (x, t) = tanh_mlp(3, 1, 4, 1, generator=rng()).double(), PeriodicFeatures(), points()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the compiler itself
-        compiled = torch.compile(fast_derivatives, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(mlp, features, x, t), fast_derivatives(mlp, features, x, t))
 
 
 def test_weights_come_from_the_generator_alone():

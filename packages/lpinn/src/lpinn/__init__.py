@@ -2,47 +2,30 @@
 
 from importlib.metadata import version as _version
 
-from lpinn.derivatives import Jet, Sine, fast_derivatives, forward_derivatives
+from lpinn.derivatives import fast_derivatives, forward_derivatives
 from lpinn.diagnosis import HessianTop, Landscape, NWidth, hessian_top, loss_landscape, n_width
-from lpinn.equations import (
-    LagrangianResiduals,
-    TransportPDE,
-    burgers,
-    convection,
-    eulerian_residual,
-    lagrangian_residuals,
-    lpinn_loss,
-    mean_speed,
-    periodic_penalty,
-    pinn_loss,
-    reaction,
-    validate_points,
-)
-from lpinn.networks import (
-    EulerianNet,
-    FourierState,
-    LagrangianNet,
-    OfficialLagrangianNet,
-    PeriodicFeatures,
-    tanh_mlp,
-)
-from lpinn.schedules import (
-    TimePartition,
-    Window,
-    curriculum,
-    extended_seq2seq,
-    seq2seq,
-    xpinn_loss,
-)
-from lpinn.solutions import exact_convection_diffusion, invert_map, spectral_burgers, to_grid
+from lpinn.equations import TransportPDE, burgers, convection, mean_speed, reaction
+from lpinn.evaluation import invert_map, on_grid
+from lpinn.features import FourierState, PeriodicFeatures
+from lpinn.interpolation import to_grid
+from lpinn.losses import EulerianTerms, LagrangianTerms, lpinn_loss, periodic_penalty, pinn_loss
+from lpinn.networks import EulerianNet, LagrangianNet, OfficialLagrangianNet, tanh_mlp
+from lpinn.points import validate_points
+from lpinn.residuals import LagrangianResiduals, eulerian_residual, lagrangian_residuals
+from lpinn.schedules import Window, curriculum, extended_seq2seq, seq2seq
+from lpinn.solutions import exact_convection_diffusion, spectral_burgers
+from lpinn.subdomains import TimePartition, xpinn_loss
+from lpinn.taylor import Jet, Sine
 
 __all__ = [
     "EulerianNet",
+    "EulerianTerms",
     "FourierState",
     "HessianTop",
     "Jet",
     "LagrangianNet",
     "LagrangianResiduals",
+    "LagrangianTerms",
     "Landscape",
     "NWidth",
     "OfficialLagrangianNet",
@@ -67,6 +50,7 @@ __all__ = [
     "lpinn_loss",
     "mean_speed",
     "n_width",
+    "on_grid",
     "periodic_penalty",
     "pinn_loss",
     "reaction",

@@ -1,32 +1,21 @@
-"""Derivatives of a coordinate network: one Taylor-mode pass for plain MLPs, forward mode for anything else."""
+"""Derivatives of a coordinate network: Taylor mode where it is known to be right, forward mode for anything else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.func import jvp
-from torch.nn import functional as F
+
+from lpinn.checks import check_points, described
+from lpinn.pointwise import check_pointwise, is_left_to_eager, pointwise
+from lpinn.taylor import Jet, is_altered, plain_layers, propagate
 
 Field = Callable[[Tensor, Tensor], Tensor]
-
-
-class Jet(NamedTuple):
-    """A field `f(x, t)` at `P` points with its derivatives; `m` components, `d` space dimensions.
-
-    Attributes:
-        value: `f`, shape `(P, m)`.
-        space: `df/dx_i`, shape `(P, m, d)`.
-        time: `df/dt`, shape `(P, m)`.
-        hessian: `d2f/dx_i dx_j`, shape `(P, m, d, d)`; `None` at order 1.
-    """
-
-    value: Tensor
-    space: Tensor
-    time: Tensor
-    hessian: Tensor | None
+LagrangianField = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def fast_derivatives(mlp: nn.Module, features: Field | None, x: Tensor, t: Tensor, order: int = 2) -> Jet:
@@ -43,8 +32,9 @@ def fast_derivatives(mlp: nn.Module, features: Field | None, x: Tensor, t: Tenso
 
     Args:
         mlp: `torch.nn.Sequential` (nested ones too) of `Linear`, `Identity` and the activations `Tanh`,
-            `Sigmoid`, `SiLU` and `lpinn.Sine`. Every other module is differentiated whole by
-            `forward_derivatives`.
+            `Sigmoid`, `SiLU` and `lpinn.Sine`, exactly these types and without hooks. Every other module, a
+            subclass of these or one with hooks, weight norm or pruning, is differentiated whole by
+            `forward_derivatives`, which is slower and gives what calling the module gives.
         features: Map `(x, t) -> (P, F)` in front of `mlp`, e.g. `PeriodicFeatures`; `None` concatenates `x`
             and `t`.
         x: Points, shape `(P, d)`.
@@ -55,9 +45,11 @@ def fast_derivatives(mlp: nn.Module, features: Field | None, x: Tensor, t: Tenso
         The `Jet` of the composed field.
 
     Raises:
-        ValueError: If `order` is neither 1 nor 2, or the shapes do not fit.
+        ValueError: If `order` is neither 1 nor 2, the shapes do not fit, or `mlp` draws dropout masks or
+            normalises over the batch (in training mode).
+        TypeError: If `mlp` does not return a tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lpinn import PeriodicFeatures, fast_derivatives
         >>> mlp = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
@@ -66,22 +58,23 @@ def fast_derivatives(mlp: nn.Module, features: Field | None, x: Tensor, t: Tenso
         (torch.Size([5, 1]), torch.Size([5, 1, 1]), torch.Size([5, 1, 1, 1]))
     """
     check_points(x, t)
-    if order not in (1, 2):
-        raise ValueError(f"order must be 1 or 2, got {order!r}")
+    _check_order(order)
     features = _concatenate if features is None else features
-    layers = list(flatten(mlp))
-    if not all(isinstance(layer, (nn.Linear, nn.Identity, *_RULES)) for layer in layers):
-        return forward_derivatives(lambda x, t: mlp(features(x, t)), x, t, order)
-    if hasattr(features, "jet"):
-        return propagate(layers, features.jet(x, t, order))
-    return propagate(layers, forward_derivatives(features, x, t, order))
+    layers = plain_layers(mlp)
+    if layers is None:
+        return module_derivatives(mlp, lambda x, t: mlp(features(x, t)), x, t, order)
+    jet = closed_form(features, "jet")
+    return propagate(layers, forward_derivatives(features, x, t, order) if jet is None else jet(x, t, order))
 
 
 def forward_derivatives(field: Field, x: Tensor, t: Tensor, order: int = 2) -> Jet:
     """Derivatives of any pointwise field by nested forward-mode differentiation (`torch.func.jvp`).
 
     Each derivative is one pass over all points at once, whatever is inside `field`; rows must not see each
-    other (no batch normalisation).
+    other (no batch normalisation), and every pass must compute the same (no dropout). `field` is made of torch
+    operations that keep the derivative: no `detach`, `inference_mode` or NumPy, and no `autograd.Function` of your
+    own, whose second derivative torch takes for 0 in forward mode. Compiled, layer and instance normalisation
+    inside of a function are wrong too; in a module given to the losses they are left out of the graph.
 
     Args:
         field: Map `(x, t) -> (P, m)`.
@@ -91,17 +84,27 @@ def forward_derivatives(field: Field, x: Tensor, t: Tensor, order: int = 2) -> J
 
     Returns:
         The `Jet` of the field.
+
+    Raises:
+        ValueError: If `order` is neither 1 nor 2, a shape is wrong, `field` does not return `(P, m)`, or it draws
+            dropout masks or normalises over the batch.
+        TypeError: If `field` does not return a tensor.
     """
+    check_points(x, t)
+    _check_order(order)
     directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
 
     def along(function: Callable[[Tensor], Tensor], direction: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda x: jvp(function, (x,), (direction.expand_as(x),))[1]
 
+    def checked(x: Tensor, t: Tensor) -> Tensor:
+        return check_output(pointwise(field)(x, t), len(x), "the field")
+
     def at_time(x: Tensor) -> Tensor:
-        return field(x, t)
+        return checked(x, t)
 
     slopes = [along(at_time, direction) for direction in directions]
-    value, time, *_ = jvp(lambda t: field(x, t), (t,), (torch.ones_like(t),))
+    value, time, *_ = jvp(lambda t: checked(x, t), (t,), (torch.ones_like(t),))
     space = torch.stack([slope(x) for slope in slopes], dim=-1)
     if order == 1:
         return Jet(value, space, time, None)
@@ -109,127 +112,86 @@ def forward_derivatives(field: Field, x: Tensor, t: Tensor, order: int = 2) -> J
     return Jet(value, space, time, torch.stack(rows, dim=-2))
 
 
-def check_points(x: Tensor, t: Tensor, name: str = "x") -> None:
-    """Raise unless `x` is `(P, d)`, `t` is `(P, 1)`, and there are points."""
-    if not isinstance(x, Tensor) or x.ndim != 2 or x.numel() == 0:
-        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must be a non-empty tensor of shape (points, dimensions), got {found}")
-    if not isinstance(t, Tensor) or t.shape != (x.shape[0], 1):
-        found = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
-        raise ValueError(f"t must be a tensor of shape ({x.shape[0]}, 1) like {name}, got {found}")
+# What torch itself marks functions with: `torch.compiler.disable` would import the compiler along with this module.
+_outside_of_compiled_graphs = _disable_dynamo(forward_derivatives)
 
 
-def flatten(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a module in the order they act, nested `Sequential`s opened."""
-    if isinstance(module, nn.Sequential):
-        for child in module:
-            yield from flatten(child)
-    else:
-        yield module
+def module_derivatives(module: Any, field: Field, x: Tensor, t: Tensor, order: int) -> Jet:
+    """The jet of a field that calls `module`: checked, and outside of a compiled graph where that would be wrong."""
+    check_pointwise(module)
+    is_left_out = torch.compiler.is_compiling() and is_left_to_eager(module)
+    run = _outside_of_compiled_graphs if is_left_out else forward_derivatives
+    jet: Jet = run(field, x, t, order)
+    return jet
 
 
-def propagate(layers: Iterable[nn.Module], jet: Jet) -> Jet:
-    """Carry a jet through linear layers and activations."""
-    rows = _to_rows(jet)
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            rows = _linear(layer, rows)
-        elif not isinstance(layer, nn.Identity):
-            rows = _activation(_RULES[type(layer)], rows)
-    return _to_jet(rows)
+def split_derivatives(
+    net: LagrangianField, x0: Tensor, t: Tensor, x_order: int, u_order: int
+) -> tuple[Jet, Jet]:
+    """Jets of positions and states of any map `(x0, t) -> (x, u)`, differentiated as one field."""
+    d = x0.shape[1]
+
+    def both(x0: Tensor, t: Tensor) -> Tensor:
+        parts = net(x0, t)
+        if not isinstance(parts, tuple | list) or len(parts) != 2:
+            raise TypeError(f"net must return a pair (positions, states), got {type(parts).__name__}")
+        return torch.cat(
+            [
+                check_output(parts[0], len(x0), "positions of net", d),
+                check_output(parts[1], len(x0), "states of net"),
+            ],
+            dim=-1,
+        )
+
+    jet = module_derivatives(net, both, x0, t, max(x_order, u_order))
+    return _columns(jet, slice(None, d), x_order), _columns(jet, slice(d, None), u_order)
 
 
-class _Rows(NamedTuple):
-    """A jet in the layout matrix products like: derivatives in front, each Hessian entry once.
+def _columns(jet: Jet, part: slice, order: int) -> Jet:
+    hessian = jet.hessian[:, part] if order == 2 and jet.hessian is not None else None
+    return Jet(jet.value[:, part], jet.space[:, part], jet.time[:, part], hessian)
 
-    The derivatives are the `d` slopes in space, the slope in time and, at order 2, the Hessian's upper triangle.
+
+class ClosedForm(nn.Module):
+    """A module that knows its own derivatives, in `jet` or `jets`.
+
+    A subclass with another `forward` is another field: unless it brings derivatives of its own they are not used.
     """
 
-    value: Tensor  # (P, m)
-    derivatives: Tensor  # (d + 1 [+ d (d + 1) / 2], P, m)
-    dimensions: int
+    overtaken = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        depth = {name: i for i, kind in reversed([*enumerate(cls.__mro__)]) for name in vars(kind)}
+        cls.overtaken = any(depth.get(name, 0) > depth["forward"] for name in ("jet", "jets"))
 
 
-def _to_rows(jet: Jet) -> _Rows:
-    d = jet.space.shape[-1]
-    derivatives = [*jet.space.unbind(-1), jet.time]
-    if jet.hessian is not None:
-        derivatives += [jet.hessian[..., i, j] for i, j in _pairs(d)]
-    return _Rows(jet.value, torch.stack(derivatives), d)
+def closed_form(field: Any, name: str) -> Callable[..., Any] | None:
+    """The method `name` of a field that knows its own derivatives, or `None` where it does not speak for `forward`."""
+    if not isinstance(field, ClosedForm) or field.overtaken or is_altered(field):
+        return None
+    method: Callable[..., Any] | None = getattr(field, name, None)
+    return method
 
 
-def _to_jet(rows: _Rows) -> Jet:
-    d, rest = rows.dimensions, rows.derivatives.unbind(0)
-    slopes, seconds = rest[: d + 1], rest[d + 1 :]
-    space, time = torch.stack(slopes[:d], dim=-1), slopes[d]
-    if not seconds:
-        return Jet(rows.value, space, time, None)
-    entry = dict(zip(_pairs(d), seconds, strict=True))
-    hessian = torch.stack([entry[min(i, j), max(i, j)] for i in range(d) for j in range(d)], dim=-1)
-    return Jet(rows.value, space, time, hessian.unflatten(-1, (d, d)))
+def check_output(value: Any, num_points: int, name: str, columns: int | None = None) -> Tensor:
+    """The output of a user's function, which must be `(P, m)`: anything else would broadcast into a wrong number."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must return a tensor, got {type(value).__name__}")
+    if not torch.compiler.is_compiling() and value.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{name} must not be computed under torch.inference_mode, which drops its derivatives"
+        )
+    wanted = f"({num_points}, {'m' if columns is None else columns})"
+    if value.ndim != 2 or len(value) != num_points or columns not in (None, value.shape[1]):
+        raise ValueError(f"{name} must return shape {wanted}, got {described(value)}")
+    return value
 
 
-def _linear(layer: nn.Linear, rows: _Rows) -> _Rows:
-    value = F.linear(rows.value, layer.weight, layer.bias)
-    return _Rows(value, F.linear(rows.derivatives, layer.weight), rows.dimensions)
-
-
-def _activation(rule: Rule, rows: _Rows) -> _Rows:
-    value, first, second = rule(rows.value)
-    d, rest = rows.dimensions, rows.derivatives.unbind(0)
-    slopes, seconds = rest[: d + 1], rest[d + 1 :]
-    derivatives = [first * slope for slope in slopes]
-    # At order 1 there are no second derivatives to pair up.
-    for (i, j), bend in zip(_pairs(d), seconds, strict=False):
-        derivatives.append(torch.addcmul(first * bend, second, slopes[i] * slopes[j]))
-    return _Rows(value, torch.stack(derivatives), d)
-
-
-def _pairs(dimensions: int) -> list[tuple[int, int]]:
-    return [(i, j) for i in range(dimensions) for j in range(i, dimensions)]
+def _check_order(order: int) -> None:
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2, got {order!r}")
 
 
 def _concatenate(x: Tensor, t: Tensor) -> Tensor:
     return torch.cat([x, t], dim=-1)
-
-
-class Sine(nn.Module):
-    """The activation `sin(z)`."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Apply the sine elementwise."""
-        return z.sin()
-
-
-# An activation's value, first and second derivative.
-Rule = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-
-
-def _tanh(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    value = z.tanh()
-    first = 1 - value * value
-    return value, first, -2 * value * first
-
-
-def _sigmoid(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    value = z.sigmoid()
-    first = value * (1 - value)
-    return value, first, first * (1 - 2 * value)
-
-
-def _silu(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    gate, first, second = _sigmoid(z)
-    return z * gate, gate + z * first, 2 * first + z * second
-
-
-def _sine(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    value = z.sin()
-    return value, z.cos(), -value
-
-
-_RULES: dict[type[nn.Module], Rule] = {
-    nn.Tanh: _tanh,
-    nn.Sigmoid: _sigmoid,
-    nn.SiLU: _silu,
-    Sine: _sine,
-}

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
+from lpinn.checks import count, finite_number
+
 Module = TypeVar("Module", bound=nn.Module)
 Loss = Callable[[Module], Tensor]
 
@@ -32,7 +34,7 @@ class HessianTop(NamedTuple):
 
     Attributes:
         values: Eigenvalues, largest magnitude first, shape `(k,)`.
-        vectors: Unit eigenvectors in the order of `parameters()`, flattened, shape `(k, n)`.
+        vectors: Unit eigenvectors in the order of the trainable `parameters()`, flattened, shape `(k, n)`.
     """
 
     values: Tensor
@@ -68,7 +70,7 @@ def n_width(snapshots: Tensor, energy: float = 0.999) -> NWidth:
     Raises:
         ValueError: If `snapshots` is not a finite non-empty matrix or `energy` is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lpinn import n_width
         >>> x, t = torch.linspace(0, 6.28, 200)[:, None], torch.linspace(0, 1, 50)
@@ -79,10 +81,12 @@ def n_width(snapshots: Tensor, energy: float = 0.999) -> NWidth:
         raise ValueError(f"snapshots must be a finite non-empty matrix, got shape {tuple(snapshots.shape)}")
     if not 0 < energy <= 1:
         raise ValueError(f"energy must be in (0, 1], got {energy!r}")
-    values = torch.linalg.svdvals(snapshots.detach().double())
-    squares = values.square().cumsum(0)
-    # A matrix of zeros is described by no mode: any share is reached by the first.
-    share = squares / squares[-1] if squares[-1] > 0 else torch.ones_like(squares)
+    exact = torch.complex128 if snapshots.is_complex() else torch.float64
+    values = torch.linalg.svdvals(snapshots.detach().to(exact))
+    # A matrix of zeros is described by no mode: any share is reached by the first. Squares of the ratios: those of
+    # the values leave the range of floats at 1e-162 and 1e+154.
+    squares = (values / values[0]).square().cumsum(0) if values[0] > 0 else torch.ones_like(values)
+    share = squares / squares[-1]
     # Rounding may leave the last cumulative share a hair below the total.
     rank = int((share < energy * (1 - 1e-12)).sum()) + 1
     return NWidth(values, share, rank)
@@ -102,7 +106,7 @@ def hessian_top(
 
     Args:
         loss_fn: Loss of the module, e.g. `lambda net: lpinn_loss(net, pde, x0, t)`; deterministic.
-        module: The module; its parameters are not changed.
+        module: The module; its parameters are not changed, and frozen ones do not count.
         k: Number of eigenpairs.
         num_iterations: Lanczos steps, at least `k`; as many as parameters make the answer exact.
         generator: Source of the start vector.
@@ -111,9 +115,9 @@ def hessian_top(
         Eigenvalues and eigenvectors.
 
     Raises:
-        ValueError: If `k` or `num_iterations` is out of range.
+        ValueError: If `k` or `num_iterations` is out of range, or the Hessian is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lpinn import hessian_top
         >>> module = torch.nn.Linear(3, 1, bias=False)
@@ -123,7 +127,8 @@ def hessian_top(
     """
     point, function = _flat_loss(loss_fn, module)
     size = point.numel()
-    if not 1 <= k <= size:
+    k, num_iterations = count("k", k), count("num_iterations", num_iterations)
+    if k > size:
         raise ValueError(f"k must be between 1 and the number of parameters ({size}), got {k!r}")
     if num_iterations < k:
         raise ValueError(f"num_iterations must be at least k={k}, got {num_iterations!r}")
@@ -132,6 +137,10 @@ def hessian_top(
         return jvp(grad(function), (point,), (vector,))[1]
 
     basis, projected = _lanczos(product, point, min(num_iterations, size), generator)
+    if not projected.isfinite().all():
+        raise ValueError(
+            "loss_fn must have a finite Hessian at the module's parameters, got NaN or infinite values"
+        )
     values, coefficients = torch.linalg.eigh(projected)
     order = values.abs().argsort(descending=True)[:k]
     return HessianTop(values[order].to(point), (coefficients[:, order].T.to(point)) @ basis)
@@ -164,8 +173,9 @@ def loss_landscape(
     point, function = _flat_loss(loss_fn, module)
     if directions.shape != (2, point.numel()):
         raise ValueError(f"directions must have shape (2, {point.numel()}), got {tuple(directions.shape)}")
-    if not span > 0 or n < 1:
-        raise ValueError(f"span must be positive and n at least 1, got {span!r} and {n!r}")
+    n, chunk_size = count("n", n), count("chunk_size", chunk_size)
+    if not finite_number("span", span) > 0:
+        raise ValueError(f"span must be positive, got {span!r}")
     offsets = torch.linspace(-span, span, n, dtype=point.dtype, device=point.device)
     grid = torch.cartesian_prod(offsets, offsets)
     with torch.no_grad():
@@ -186,9 +196,9 @@ class _LossOf(nn.Module):
 
 def _flat_loss(loss_fn: Loss[Module], module: Module) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     wrapped = _LossOf(loss_fn, module)
-    parameters = dict(wrapped.named_parameters())
+    parameters = {name: value for name, value in wrapped.named_parameters() if value.requires_grad}
     if not parameters:
-        raise ValueError("module must have parameters, got none")
+        raise ValueError("module must have trainable parameters, got none")
     sizes = [parameter.numel() for parameter in parameters.values()]
 
     def function(point: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Solutions on a fixed grid: of Lagrangian networks, by interpolation or inversion, and reference ones."""
+"""Reference solutions: exact convection and diffusion, and pseudo-spectral Burgers."""
 
 from __future__ import annotations
 
@@ -9,101 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lpinn.equations import LagrangianField, lagrangian_jets
+from lpinn.checks import all_finite, count, finite_number, floating, period
 
-
-def to_grid(x: Tensor, u: Tensor, grid: Tensor, length: float, labels: Tensor | None = None) -> Tensor:
-    """Periodic linear interpolation of Lagrangian samples onto a fixed grid, all times at once.
-
-    Positions are wrapped into the period and sorted in each time slice; one wrapped neighbour on each side
-    closes the seam.
-
-    Args:
-        x: Positions, shape `(..., N)`, wrapped or not; the last axis follows the labels.
-        u: States there, shape `(..., N)`.
-        grid: Points to interpolate at, shape `(G,)`.
-        length: Period `L`.
-        labels: Labels of the last axis, shape `(N,)`, if they are not in ascending order; only used to see
-            folds.
-
-    Returns:
-        States on the grid, shape `(..., G)`.
-
-    Raises:
-        ValueError: If a shape or `length` is wrong.
-
-    Warns:
-        RuntimeWarning: If cells between neighbouring labels are folded (`J <= 0`): characteristics have
-            crossed and the state is no longer single-valued. The message names their share.
-
-    Example:
-        >>> import torch
-        >>> from lpinn import to_grid
-        >>> x0 = torch.tensor([0.0, 1.0, 2.0, 3.0])
-        >>> to_grid(x0 + 9.5, x0, torch.tensor([2.0]), length=4.0)  # 2.0 lies between labels 0 and 1
-        tensor([0.5000])
-    """
-    if x.ndim == 0 or x.shape != u.shape or x.numel() == 0:
-        raise ValueError(
-            f"x and u must be non-empty and of one shape, got {tuple(x.shape)} and {tuple(u.shape)}"
-        )
-    if grid.ndim != 1 or len(grid) == 0:
-        raise ValueError(f"grid must have shape (points,), got {tuple(grid.shape)}")
-    _check_length(length)
-    _warn_of_folds(x, length, labels)
-    wrapped, order = (x % length).sort(dim=-1)
-    values = u.gather(-1, order)
-    nodes = torch.cat([wrapped[..., -1:] - length, wrapped, wrapped[..., :1] + length], dim=-1)
-    values = torch.cat([values[..., -1:], values, values[..., :1]], dim=-1)
-    targets = (grid.to(x) % length).expand(*x.shape[:-1], -1).contiguous()
-    right = torch.searchsorted(nodes.contiguous(), targets).clamp(1, nodes.shape[-1] - 1)
-    x_left, x_right = nodes.gather(-1, right - 1), nodes.gather(-1, right)
-    u_left, u_right = values.gather(-1, right - 1), values.gather(-1, right)
-    width = (x_right - x_left).clamp_min(torch.finfo(x.dtype).tiny)
-    return u_left + (u_right - u_left) * (targets - x_left) / width
-
-
-def invert_map(net: LagrangianField, x: Tensor, t: Tensor, length: float, num_steps: int = 40) -> Tensor:
-    """The labels whose characteristics pass through given points: `x(x0, t) = X`, by guarded Newton steps.
-
-    A monotone periodic displacement oscillates by less than one period, which brackets the root; a Newton step
-    that leaves the bracket is replaced by bisection. `net(invert_map(net, X, t, L), t)[1]` is then the state at
-    `X` without interpolation.
-
-    Args:
-        net: `LagrangianNet`, or a map `(x0, t) -> (x, u)` with `x(x0 + L, t) = x + L` increasing in `x0`.
-        x: Points, shape `(P, 1)`, wrapped or not.
-        t: Times, shape `(P, 1)`.
-        length: Period `L`.
-        num_steps: Most iterations; a smooth map needs about five.
-
-    Returns:
-        Labels, shape `(P, 1)`, not wrapped; without gradient.
-
-    Raises:
-        ValueError: If a shape, `length` or `num_steps` is wrong.
-    """
-    if x.ndim != 2 or x.shape[1] != 1 or t.shape != x.shape or len(x) == 0:
-        raise ValueError(
-            f"x and t must be non-empty of shape (P, 1), got {tuple(x.shape)} and {tuple(t.shape)}"
-        )
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps!r}")
-    _check_length(length)
-    rounding = 4 * torch.finfo(x.dtype).eps
-    with torch.no_grad():
-        label = 2 * x - net(x, t)[0]
-        low, high = label - length, label + length
-        for _ in range(num_steps):
-            position, _ = lagrangian_jets(net, label, t, 1, 1)
-            excess = position.value - x
-            if (excess.abs() <= rounding * (length + position.value.abs())).all():
-                break
-            low, high = torch.where(excess < 0, label, low), torch.where(excess > 0, label, high)
-            newton = label - excess / position.space[..., 0]
-            inside = (newton >= low) & (newton <= high)
-            label = torch.where(inside, newton, (low + high) / 2)
-    return label
+_UNRESOLVED = 1e-8  # share of energy in the last modes, an amplitude of 1e-4
 
 
 def exact_convection_diffusion(
@@ -114,27 +22,33 @@ def exact_convection_diffusion(
     t: Tensor,
     length: float = 2 * math.pi,
     num_modes: int = 512,
+    origin: float = 0.0,
 ) -> Tensor:
     r"""The exact periodic solution of `u_t + c u_x = nu u_xx` by Fourier series.
 
     .. math:: u(x, t) = \sum_k \hat u_k e^{i \omega_k (x - c t) - \nu \omega_k^2 t}, \quad \omega_k = 2\pi k / L.
 
     Args:
-        u0: Initial state as a callable of points `(N,)`, or samples `(N,)` on `arange(N) * length / N`.
+        u0: Initial state as a callable of points `(N,)`, or samples `(N,)` on
+            `origin + arange(N) * length / N`.
         speed: `c`.
         nu: Viscosity, at least 0.
         x: Points, shape `(N,)`.
         t: Times, shape `(M,)`.
         length: Period.
         num_modes: Samples taken of a callable `u0`.
+        origin: Where the period starts: a callable `u0` is asked on `[origin, origin + length)` only.
 
     Returns:
         The solution, shape `(M, N)`.
 
     Raises:
-        ValueError: If `nu` or a time is negative or a shape is wrong.
+        ValueError: If `nu` or a time is negative, a value not finite or a shape wrong.
 
-    Example:
+    Warns:
+        RuntimeWarning: If `num_modes` do not resolve a callable `u0`: the last tenth of the modes carries energy.
+
+    Examples:
         >>> import torch
         >>> from lpinn import exact_convection_diffusion
         >>> x = torch.linspace(0, 6, 7, dtype=torch.float64)
@@ -143,10 +57,14 @@ def exact_convection_diffusion(
         True
     """
     _check_reference(nu, x, t, length)
-    samples = _initial_samples(u0, num_modes, length, x)
+    speed = finite_number("speed", speed)
+    samples = _initial_samples(u0, num_modes, length, x, origin)
     omega = _frequencies(len(samples), length, x)
+    spectrum = torch.fft.rfft(samples)
+    if not isinstance(u0, Tensor):  # samples given are the wave itself, whatever lies between them
+        _warn_if_unresolved(spectrum[None], len(omega), "u0")
     decay = torch.exp(-nu * omega.square() * t[:, None])
-    return _fourier_series(torch.fft.rfft(samples) * decay, len(samples), omega, x - speed * t[:, None])
+    return _fourier_series(spectrum * decay, len(samples), omega, x - origin - speed * t[:, None])
 
 
 def spectral_burgers(
@@ -157,6 +75,7 @@ def spectral_burgers(
     length: float = 2 * math.pi,
     num_modes: int = 512,
     cfl: float = 0.25,
+    origin: float = 0.0,
 ) -> Tensor:
     r"""Pseudo-spectral solution of viscous Burgers, in the frame that moves with the mean.
 
@@ -165,7 +84,8 @@ def spectral_burgers(
     nothing.
 
     Args:
-        u0: Initial state as a callable of points `(N,)`, or samples `(N,)` on `arange(N) * length / N`.
+        u0: Initial state as a callable of points `(N,)`, or samples `(N,)` on
+            `origin + arange(N) * length / N`.
         nu: Viscosity, positive and large enough for `num_modes` to resolve the shock (`nu >= length / num_modes`
             is ample for amplitudes near 1).
         x: Points, shape `(N,)`.
@@ -173,12 +93,17 @@ def spectral_burgers(
         length: Period.
         num_modes: Samples taken of a callable `u0`.
         cfl: Time step as a share of grid spacing over largest `|v|`.
+        origin: Where the period starts: a callable `u0` is asked on `[origin, origin + length)` only.
 
     Returns:
         The solution, shape `(M, N)`.
 
     Raises:
-        ValueError: If `nu` is not positive, times are negative or not ascending, or a shape is wrong.
+        ValueError: If `nu` or `cfl` is not positive, times are negative or not ascending, a value is not finite or
+            a shape wrong.
+
+    Warns:
+        RuntimeWarning: If the modes do not resolve the solution: the last tenth of those kept carries energy.
     """
     _check_reference(nu, x, t, length)
     if nu == 0:
@@ -187,7 +112,9 @@ def spectral_burgers(
         )
     if (t.diff() < 0).any():
         raise ValueError("t must be ascending")
-    samples = _initial_samples(u0, num_modes, length, x)
+    if not 0 < cfl < math.inf:
+        raise ValueError(f"cfl must be positive and finite, got {cfl!r}")
+    samples = _initial_samples(u0, num_modes, length, x, origin)
     size, mean = len(samples), samples.mean()
     omega = _frequencies(size, length, x)
     keep = torch.arange(len(omega), device=x.device) <= size // 3
@@ -200,7 +127,8 @@ def spectral_burgers(
             spectrum = _march(spectrum, omega, keep, nu, (time - now) / num_steps, num_steps, size)
         slices.append(spectrum)
         now = time
-    moving = _fourier_series(torch.stack(slices), size, omega, x - mean * t[:, None])
+    _warn_if_unresolved(torch.stack(slices), size // 3 + 1, "the solution")
+    moving = _fourier_series(torch.stack(slices), size, omega, x - origin - mean * t[:, None])
     return mean + moving
 
 
@@ -234,17 +162,35 @@ def _fourier_series(spectrum: Tensor, size: int, omega: Tensor, points: Tensor) 
 
 
 def _initial_samples(
-    u0: Callable[[Tensor], Tensor] | Tensor, size: int, length: float, like: Tensor
+    u0: Callable[[Tensor], Tensor] | Tensor, size: int, length: float, like: Tensor, origin: float
 ) -> Tensor:
+    start = finite_number("origin", origin)
     if isinstance(u0, Tensor):
+        floating("u0", u0)
         samples = u0.to(like)
     elif callable(u0):
-        samples = u0(torch.arange(size, dtype=like.dtype, device=like.device) * (length / size))
+        steps = torch.arange(count("num_modes", size), dtype=like.dtype, device=like.device)
+        samples = u0(start + steps * (length / size))
     else:
         raise TypeError(f"u0 must be a callable of the points or a tensor, got {type(u0).__name__}")
     if samples.ndim != 1 or len(samples) == 0:
         raise ValueError(f"u0 must give samples of shape (N,), got {tuple(samples.shape)}")
+    all_finite("u0", samples)
     return samples
+
+
+def _warn_if_unresolved(spectra: Tensor, num_kept: int, what: str) -> None:
+    """Warn if in any of the spectra `(M, K)` the last tenth of the kept modes carries energy."""
+    energy = spectra[:, 1:num_kept].abs().square()
+    total = energy.sum(1)
+    last = energy[:, -max(num_kept // 10, 1) :].sum(1)
+    share = torch.where(total > 0, last / total, 0).max().item()
+    if share > _UNRESOLVED:
+        warnings.warn(
+            f"{what} is not resolved: the last tenth of the modes carries {share:.1e} of the energy; raise num_modes",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _frequencies(size: int, length: float, like: Tensor) -> Tensor:
@@ -252,35 +198,14 @@ def _frequencies(size: int, length: float, like: Tensor) -> Tensor:
 
 
 def _check_reference(nu: float, x: Tensor, t: Tensor, length: float) -> None:
-    if not nu >= 0:
-        raise ValueError(f"nu must be at least 0, got {nu!r}")
+    if not 0 <= nu < math.inf:
+        raise ValueError(f"nu must be at least 0 and finite, got {nu!r}")
+    floating("x", x)
+    floating("t", t)
     if x.ndim != 1 or t.ndim != 1 or len(x) == 0 or len(t) == 0:
         raise ValueError(f"x and t must have shapes (N,) and (M,), got {tuple(x.shape)} and {tuple(t.shape)}")
+    all_finite("x", x)
+    all_finite("t", t)
     if (t < 0).any():
         raise ValueError(f"t must not be negative, got a smallest time of {t.min().item():g}")
-    _check_length(length)
-
-
-def _check_length(length: float) -> None:
-    if not 0 < length < math.inf:
-        raise ValueError(f"length must be positive and finite, got {length!r}")
-
-
-def _warn_of_folds(x: Tensor, length: float, labels: Tensor | None) -> None:
-    if labels is not None:
-        if labels.shape != x.shape[-1:]:
-            raise ValueError(f"labels must have shape ({x.shape[-1]},), got {tuple(labels.shape)}")
-        x = x[..., labels.argsort()]
-    # A step is folded when it runs backwards by less than half a period; more is the seam of wrapped positions.
-    steps = torch.cat([x.diff(dim=-1), x[..., :1] - x[..., -1:]], dim=-1)
-    steps = (steps + length / 2) % length - length / 2
-    # Labels at both ends of the period land on one point, up to the rounding of positions many periods away.
-    tolerance = 16 * torch.finfo(x.dtype).eps * (length + x.abs().max())
-    share = (steps < -tolerance).float().mean().item()
-    if share > 0:
-        warnings.warn(
-            f"characteristics have crossed: {share:.1%} of the cells are folded (J <= 0) and the interpolated "
-            "state is not single-valued there",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    period(length)
