@@ -170,6 +170,43 @@ def test_a_longer_horizon_adds_discounted_steps():
     torch.testing.assert_close(blind.step(batch)["generator_loss"], expected)
 
 
+def test_two_steps_ahead_by_hand():
+    """The loss of a rollout under a behaviour in the data's own units, and its gradient through both steps."""
+
+    def behavior(obs):
+        return 0.3 * obs - 0.1
+
+    trainer = make_trainer(
+        entropy_coefficient=0.3,
+        horizon=2,
+        discount=0.5,
+        behavior=behavior,
+        discriminator_learning_rate=0.0,
+        generator_learning_rate=1.0,
+        optimizer=torch.optim.SGD,
+    )
+    before, scale = copy.deepcopy(trainer.transition_generator), trainer.normalizer
+    noise = torch.Generator()
+    noise.set_state(trainer.random.get_state())
+    batch = linear_log(64)
+    found = trainer.step(batch)["generator_loss"]
+    state, action, loss = scale.normalize_obs(batch[0]), scale.normalize_act(batch[1]), 0.0
+    for weight in (1.0, 0.5):
+        mean, log_std = before(torch.cat([state, action], -1))
+        step = mean + log_std.exp() * torch.randn(mean.shape, generator=noise)
+        logit = trainer.discriminator(torch.cat([state, action, step], -1))
+        deceit = binary_cross_entropy_with_logits(logit, torch.ones(64))
+        loss = loss + weight * (deceit - 0.3 * log_std.mean())
+        state = state + step
+        unscaled = (state - scale.obs_offset) / scale.obs_scale + scale.obs_center
+        action = scale.normalize_act(behavior(unscaled))
+    torch.testing.assert_close(found, loss)
+    gradients = torch.autograd.grad(loss, list(before.parameters()))
+    after = trainer.transition_generator.parameters()
+    for old, gradient, new in zip(before.parameters(), gradients, after, strict=True):
+        torch.testing.assert_close(new, old - gradient, atol=1e-5, rtol=1e-4)
+
+
 def test_own_networks_and_double_precision():
     class Own(torch.nn.Module):
         def __init__(self):

@@ -39,7 +39,7 @@ def refuses(message, error=ValueError):
         (OBS, ACT, torch.zeros(4, 5, 2), "next_obs must have shape (5, 3) or (K, 5, 3), got (4, 5, 2)"),
         (OBS, ACT, torch.zeros(4, 6, 3), "next_obs must have shape (5, 3) or (K, 5, 3), got (4, 6, 3)"),
         (OBS, ACT, torch.zeros(0, 5, 3), "next_obs must hold at least one candidate per state, got K = 0"),
-        (OBS, ACT, CANDIDATES.to("meta"), "next_obs must be on the reward's device cpu, got meta"),
+        (OBS, ACT, CANDIDATES.to("meta"), "next_obs must be on the device cpu of what it meets, got meta"),
     ],
 )
 def test_reward_inputs(obs, act, following, message):
@@ -74,23 +74,23 @@ def test_a_reward_needs_snapshots():
     ("options", "message"),
     [
         ({"mode": "best"}, "mode must be 'greedy' or 'softmax', got 'best'"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"temperature": math.nan}, "temperature must be positive, got nan"),
+        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be positive and finite, got nan"),
+        ({"temperature": math.inf}, "temperature must be positive and finite, got inf"),
         ({"min_reward": math.nan}, "min_reward must be a number, got NaN"),
         ({"min_length": -1}, "min_length must be at least 0, got -1"),
         ({"on_reject": "stop"}, "on_reject must be 'terminal', 'drop' or 'truncate', got 'stop'"),
         ({"clip": 0.0}, "clip must be positive, got 0.0"),
-        ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"nan_policy": "ignore"}, "nan_policy must be 'raise' or 'reject', got 'ignore'"),
     ],
 )
 def test_filter_options(options, message):
     with refuses(message):
-        TransitionFilter(make_reward(), **options)
+        TransitionFilter(make_reward(), **{"min_reward": 0.6, **options})
 
 
 def test_filter_inputs():
-    transition_filter = TransitionFilter(make_reward())
+    transition_filter = TransitionFilter(make_reward(), min_reward=0.6)
     for shape in ((0, 5, 3), (4, 5, 2), (5, 3)):
         with refuses(f"candidates must have shape (K, B, 3 or more) with K >= 1, got {shape}"):
             transition_filter(OBS, ACT, torch.zeros(shape))
@@ -106,7 +106,7 @@ def test_select_inputs():
         select(torch.zeros(0, 5, 3), torch.zeros(0, 5))
     with refuses("scores must have shape (4, 5) like candidates, got (5, 4)"):
         select(CANDIDATES, torch.zeros(5, 4))
-    with refuses("temperature must be positive, got -1"):
+    with refuses("temperature must be positive and finite, got -1"):
         select(CANDIDATES, torch.zeros(4, 5), mode="softmax", temperature=-1)
 
 

@@ -105,6 +105,33 @@ class TransitionGenerator(_MLP):
         return mean, low + (high - low) * torch.sigmoid(raw)
 
 
+def as_logits(logits: Tensor, judged: Tensor) -> Tensor:
+    """A discriminator's answer about `judged`, (..., S), as (...); a last axis of 1 is dropped.
+
+    Raises:
+        ValueError: If it has another shape.
+    """
+    expected = judged.shape[:-1]
+    if logits.shape == (*expected, 1):
+        return logits.squeeze(-1)
+    if logits.shape != expected:
+        raise ValueError(
+            f"discriminator must give logits of shape {tuple(expected)} or {(*expected, 1)}, "
+            f"got {tuple(logits.shape)}"
+        )
+    return logits
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a discriminator is what its class says: linear layers and nothing that acts on them."""
+    hooks = (part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    return (
+        type(module) is TransitionDiscriminator
+        and all(type(layer) is nn.Linear for layer in module.layers)
+        and not any(hooks)
+    )
+
+
 # Bytes of activations at once: about a core's cache, or a bound that an accelerator does not notice.
 _CACHE_BYTES = 4 << 20
 _ACCELERATOR_BYTES = 256 << 20
@@ -138,39 +165,34 @@ class StackedDiscriminators(nn.Module):
 
     def forward(self, state: Tensor, action: Tensor, following: Tensor, delta_input: bool) -> Tensor:
         """Judge scaled transitions: (B, S), (B, A) and (K, B, S) to logits (M, K, B)."""
-        state_action, candidates = torch.cat([state, action], dim=-1), following.flatten(0, 1)
+        state_action = torch.cat([state, action], dim=-1)
+        # The difference itself, not the difference of two products: what is left of those in half precision is noise.
+        last = following - state if delta_input else following
         # A large batch goes through few members at a time, so that activations stay in the cache.
-        needed = max(1, len(candidates) * self.floats_per_transition)
+        needed = max(1, last[..., 0].numel() * self.floats_per_transition)
         size = max(1, activation_budget(following) // needed)
         blocks = zip(
             zip(*[weight.split(size) for weight in self.weights], strict=True),
             zip(*[bias.split(size) for bias in self.biases], strict=True),
             strict=True,
         )
-        logits = [
-            _forward_block(state_action, candidates, delta_input, weights, biases)
-            for weights, biases in blocks
-        ]
+        logits = [_forward_block(state_action, last, weights, biases) for weights, biases in blocks]
         return torch.cat(logits).unflatten(1, following.shape[:2])
 
 
 def _forward_block(
     state_action: Tensor,
-    candidates: Tensor,
-    delta_input: bool,
+    last: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
 ) -> Tensor:
-    """Logits (members, K * B) of (B, S + A) and (K * B, S)."""
-    members, _, units = weights[0].shape
-    obs_dim = candidates.shape[1]
-    of_given, of_next = weights[0].split([state_action.shape[1], obs_dim], dim=1)
-    if delta_input:
-        # W [s, a, s' - s] = (W_s - W_d) s + W_a a + W_d s': the first two once for all K candidates.
-        of_given = torch.cat([of_given[:, :obs_dim] - of_next, of_given[:, obs_dim:]], dim=1)
+    """Logits (members, K * B) of (B, S + A) and (K, B, S)."""
+    members = len(weights[0])
+    of_given, of_last = weights[0].split([state_action.shape[1], last.shape[2]], dim=1)
+    # The state and action's half of the first layer once for all K candidates.
     shared = torch.baddbmm(biases[0], state_action.expand(members, -1, -1), of_given)
-    hidden = torch.bmm(candidates.expand(members, -1, -1), of_next)
-    hidden = hidden.view(members, -1, len(state_action), units).add_(shared.unsqueeze(1)).flatten(1, 2)
+    hidden = torch.bmm(last.flatten(0, 1).expand(members, -1, -1), of_last)
+    hidden = hidden.unflatten(1, last.shape[:2]).add_(shared.unsqueeze(1)).flatten(1, 2)
     for weight, bias in zip(weights[1:], biases[1:], strict=True):
         hidden = torch.baddbmm(bias, hidden.relu_(), weight)
     return hidden.squeeze(-1)
@@ -194,7 +216,7 @@ class StackedModules(nn.Module):
         for safe, name in self.names.items():
             self.register_buffer(safe, stacked[name].detach())
         # In a tuple, so that the template's weights are neither moved nor saved.
-        self._template = (copy.deepcopy(modules[0]).to("meta"),)
+        self._template = (copy.deepcopy(modules[0]).to("meta").eval(),)
 
     def forward(self, state: Tensor, action: Tensor, following: Tensor, delta_input: bool) -> Tensor:
         """Judge scaled transitions: (B, S), (B, A) and (K, B, S) to logits (M, K, B)."""
@@ -202,4 +224,8 @@ class StackedModules(nn.Module):
         given = torch.cat([state, action], dim=-1).expand(len(following), -1, -1)
         encoded = torch.cat([given, last], dim=-1)
         stacked = {name: getattr(self, safe) for safe, name in self.names.items()}
-        return torch.vmap(lambda one: functional_call(self._template[0], one, (encoded,)))(stacked)
+
+        def judge(one: dict[str, Tensor]) -> Tensor:
+            return as_logits(functional_call(self._template[0], one, (encoded,)), last)
+
+        return torch.vmap(judge)(stacked)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from morec.inputs import Array, as_count, as_transitions
+
 __all__ = ["TransitionNormalizer"]
 
 
@@ -23,7 +25,7 @@ class TransitionNormalizer(nn.Module):
     Raises:
         ValueError: If a dimension count is not positive.
 
-    Example:
+    Examples:
         >>> obs, act = torch.tensor([[0.0], [10.0]]), torch.tensor([[-2.0], [2.0]])
         >>> normalizer = TransitionNormalizer.fit(obs, act, obs)
         >>> normalizer.encode(torch.tensor([[5.0]]), torch.tensor([[2.0]]), torch.tensor([[10.0]]))
@@ -39,41 +41,47 @@ class TransitionNormalizer(nn.Module):
 
     def __init__(self, obs_dim: int, act_dim: int) -> None:
         super().__init__()
-        for name, dim in (("obs_dim", obs_dim), ("act_dim", act_dim)):
-            if dim < 1:
-                raise ValueError(f"{name} must be at least 1, got {dim}")
-        for name, dim in (("obs", obs_dim), ("act", act_dim)):
+        for name, size in (("obs", obs_dim), ("act", act_dim)):
+            dim = as_count(f"{name}_dim", size)
             self.register_buffer(f"{name}_center", torch.zeros(dim))
             self.register_buffer(f"{name}_scale", torch.ones(dim))
             self.register_buffer(f"{name}_offset", torch.zeros(dim))
 
     @classmethod
     def fit(
-        cls, obs: Tensor, act: Tensor, next_obs: Tensor, *, low: float = -0.8, high: float = 0.8
+        cls,
+        obs: Tensor | Array,
+        act: Tensor | Array,
+        next_obs: Tensor | Array,
+        *,
+        low: float = -0.8,
+        high: float = 0.8,
     ) -> TransitionNormalizer:
         """Read the ranges off a data set.
 
         Args:
-            obs: States, shape (N, S), floating point.
+            obs: States, shape (N, S), a floating-point tensor or a NumPy array.
             act: Actions, shape (N, A).
             next_obs: Next states, shape (N, S).
             low: Where the smallest state value goes.
             high: Where the largest state value goes.
 
         Returns:
-            A normaliser on the device and in the dtype of the data.
+            A normaliser on the device and in the dtype of a tensor `obs`, in torch's default dtype of an array.
 
         Raises:
-            ValueError: If the data is empty, not finite or of unequal shapes, or `low >= high`.
+            TypeError: If the data is neither tensors nor arrays, or a tensor holds no floating-point numbers.
+            ValueError: If the data is empty, not finite, of unequal shapes or dtypes, varies by more or less than
+                its dtype can scale, or `low >= high`.
         """
-        check_transitions(obs, act, next_obs)
+        like = obs if isinstance(obs, Tensor) else torch.empty(0)
+        if not like.is_floating_point():
+            raise TypeError(f"obs must be a floating-point tensor, got {like.dtype}")
+        obs, act, next_obs = as_transitions((obs, act, next_obs), like)
         if not low < high:
             raise ValueError(f"low must be below high, got low={low}, high={high}")
         if obs.shape[0] == 0:
             raise ValueError("obs must hold at least one transition, got none")
-        for name, values in (("obs", obs), ("act", act), ("next_obs", next_obs)):
-            if not torch.isfinite(values).all():
-                raise ValueError(f"{name} must be finite, it holds NaN or infinity")
         normalizer = cls(obs.shape[1], act.shape[1]).to(device=obs.device, dtype=obs.dtype)
         normalizer._set_range("obs", torch.cat([obs, next_obs]), low, high)
         normalizer._set_range("act", act, -1.0, 1.0)
@@ -83,9 +91,14 @@ class TransitionNormalizer(nn.Module):
         smallest, largest = values.amin(0), values.amax(0)
         varies = (largest > smallest).to(values.dtype)
         # Where nothing varies the width is 1, to divide by; the scale is 0 there.
-        width = largest - smallest + (1 - varies)
-        getattr(self, f"{name}_center").copy_((smallest + largest) / 2)
-        getattr(self, f"{name}_scale").copy_(varies * (high - low) / width)
+        scale = varies * (high - low) / (largest - smallest + (1 - varies))
+        if not (scale.isfinite() & ((scale != 0) == (varies != 0))).all():
+            raise ValueError(
+                f"{name} must vary by amounts that {values.dtype} can scale, one column does not"
+            )
+        # Halves first: the sum of the two could overflow.
+        getattr(self, f"{name}_center").copy_(smallest / 2 + largest / 2)
+        getattr(self, f"{name}_scale").copy_(scale)
         getattr(self, f"{name}_offset").copy_(varies * (low + high) / 2)
 
     @property
@@ -130,27 +143,3 @@ class TransitionNormalizer(nn.Module):
         state, following = self.normalize_obs(obs), self.normalize_obs(next_obs)
         last = following - state if delta_input else following
         return torch.cat([state, self.normalize_act(act), last], dim=-1)
-
-
-def check_transitions(obs: Tensor, act: Tensor, next_obs: Tensor) -> None:
-    """Reject transitions whose shapes do not fit together.
-
-    Args:
-        obs: States, must be (N, S).
-        act: Actions, must be (N, A).
-        next_obs: Next states, must be (N, S).
-
-    Raises:
-        TypeError: If one of them is not a floating-point tensor.
-        ValueError: If a shape does not fit.
-    """
-    for name, values in (("obs", obs), ("act", act), ("next_obs", next_obs)):
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-            raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
-        if values.ndim != 2:
-            raise ValueError(f"{name} must have shape (N, dimensions), got {tuple(values.shape)}")
-        if values.shape[0] != obs.shape[0]:
-            raise ValueError(f"{name} must have as many rows as obs ({obs.shape[0]}), got {values.shape[0]}")
-    if next_obs.shape[1] != obs.shape[1]:
-        raise ValueError(f"next_obs must have {obs.shape[1]} columns like obs, got {next_obs.shape[1]}")

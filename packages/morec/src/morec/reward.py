@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from morec.networks import StackedDiscriminators, StackedModules, TransitionDiscriminator, activation_budget
+from morec.inputs import Array, as_count, as_floats
+from morec.networks import (
+    StackedDiscriminators,
+    StackedModules,
+    TransitionDiscriminator,
+    activation_budget,
+    is_plain,
+)
 from morec.normalizer import TransitionNormalizer
 
 __all__ = ["DynamicsReward"]
@@ -35,8 +43,8 @@ class DynamicsReward(nn.Module):
     Args:
         normalizer: The scaling the discriminators were trained with.
         discriminators: M modules from encoded transitions (..., 2S + A) to logits (...), all alike.
-            `TransitionDiscriminator`s are stacked and their first layer is shared among candidates; other
-            modules go through `torch.vmap`.
+            Plain `TransitionDiscriminator`s are stacked and their first layer is shared among candidates; other
+            modules go through `torch.vmap`, in evaluation mode.
         data_logits: $e_m$, shape (M,); NaN where unknown.
         model_logits: $l_m$, shape (M,); NaN where unknown.
         delta_input: What the discriminators were trained on, see `TransitionNormalizer.encode`.
@@ -49,7 +57,7 @@ class DynamicsReward(nn.Module):
     Raises:
         ValueError: If there is no snapshot, or an argument does not fit.
 
-    Example:
+    Examples:
         >>> normalizer = TransitionNormalizer(obs_dim=3, act_dim=1)
         >>> snapshots = [TransitionDiscriminator(3, 1, (16,)) for _ in range(5)]
         >>> reward = DynamicsReward(normalizer, snapshots)
@@ -78,8 +86,6 @@ class DynamicsReward(nn.Module):
             raise ValueError("discriminators must hold at least one snapshot, got none")
         if not 0 < probability_clip <= 1:
             raise ValueError(f"probability_clip must be in (0, 1], got {probability_clip}")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
         unknown = normalizer.obs_center.new_full((len(discriminators),), torch.nan)
         levels = {"data_logits": data_logits, "model_logits": model_logits}
         for name, level in levels.items():
@@ -88,7 +94,7 @@ class DynamicsReward(nn.Module):
                 raise ValueError(f"{name} must have shape {tuple(unknown.shape)}, got {tuple(level.shape)}")
             self.register_buffer(name, level.clone())
         self.normalizer = copy.deepcopy(normalizer)
-        if all(type(module) is TransitionDiscriminator for module in discriminators):
+        if all(is_plain(module) for module in discriminators):
             self.ensemble: StackedDiscriminators | StackedModules = StackedDiscriminators(discriminators)
         else:
             self.ensemble = StackedModules(discriminators)
@@ -96,7 +102,7 @@ class DynamicsReward(nn.Module):
         self.rescale = rescale
         self.rescale_range = rescale_range
         self.probability_clip = probability_clip
-        self.chunk_size = chunk_size
+        self.chunk_size = None if chunk_size is None else as_count("chunk_size", chunk_size)
         if rescale and not self._calibrated().any():
             raise ValueError("rescale=True needs data_logits and model_logits of at least one snapshot")
 
@@ -106,7 +112,7 @@ class DynamicsReward(nn.Module):
 
         Args:
             state_dict: What `state_dict()` gave.
-            **options: The constructor's options (`rescale`, `delta_input`, ...), which no tensor records.
+            **options: The constructor's options; needed for states of version 0.1.0 only, later ones record them.
 
         Returns:
             The reward, on the state dict's device and in its dtype.
@@ -115,12 +121,24 @@ class DynamicsReward(nn.Module):
             ValueError: If the state dict is not one of stacked `TransitionDiscriminator`s.
         """
         if "ensemble.weights.0" not in state_dict:
-            raise ValueError("state_dict must come from a DynamicsReward of TransitionDiscriminators")
+            raise ValueError(
+                "state_dict must come from a DynamicsReward of TransitionDiscriminators and hold "
+                f"'ensemble.weights.0', it holds {', '.join(list(state_dict)[:3]) or 'nothing'}"
+            )
         num_layers = sum(key.startswith("ensemble.weights.") for key in state_dict)
         shapes = [state_dict[f"ensemble.weights.{index}"].shape for index in range(num_layers)]
         obs_dim = state_dict["normalizer.obs_center"].shape[0]
         act_dim = state_dict["normalizer.act_center"].shape[0]
         template = TransitionDiscriminator(obs_dim, act_dim, [shape[2] for shape in shapes[:-1]])
+        if "_extra_state" in state_dict:
+            delta_input, rescale, low, high, clip = state_dict["_extra_state"].tolist()
+            recorded: dict[str, Any] = {
+                "delta_input": bool(delta_input),
+                "rescale": bool(rescale),
+                "rescale_range": None if math.isnan(low) else (low, high),
+                "probability_clip": clip,
+            }
+            options = recorded | options
         reward = cls(
             TransitionNormalizer(obs_dim, act_dim),
             [template] * shapes[0][0],
@@ -131,6 +149,26 @@ class DynamicsReward(nn.Module):
         reward.load_state_dict(dict(state_dict))
         return reward
 
+    def get_extra_state(self) -> Tensor:
+        """The options that decide the reward, part of `state_dict`; a tensor, so that safetensors can hold it."""
+        low, high = (torch.nan, torch.nan) if self.rescale_range is None else self.rescale_range
+        options = [self.delta_input, self.rescale, low, high, self.probability_clip]
+        return torch.tensor(options, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse the weights of a reward with other options."""
+        own = self.get_extra_state()
+        if not torch.equal(own.nan_to_num(), state.to(own).nan_to_num()):
+            raise ValueError(
+                "state_dict must be of a reward with the same delta_input, rescale, rescale_range and "
+                f"probability_clip {own.tolist()}, got {state.tolist()}"
+            )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # States of 0.1.0 do not say; they were loaded on their owner's word.
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @property
     def num_snapshots(self) -> int:
         """Number of stored discriminators M."""
@@ -139,7 +177,7 @@ class DynamicsReward(nn.Module):
     def _calibrated(self) -> Tensor:
         return ~(self.data_logits.isnan() | self.model_logits.isnan())
 
-    def logits(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    def logits(self, obs: Tensor | Array, act: Tensor | Array, next_obs: Tensor | Array) -> Tensor:
         """Every snapshot's own logit, $f_m$.
 
         Args:
@@ -151,12 +189,12 @@ class DynamicsReward(nn.Module):
             Logits, shape (M, B) or (M, K, B).
 
         Raises:
-            ValueError: If shapes do not fit.
+            TypeError: If an argument is neither a tensor nor a NumPy array.
+            ValueError: If shapes, dtypes or devices do not fit.
         """
-        self._check(obs, act, next_obs)
-        return self._map_chunks(obs, act, next_obs, lambda logits: logits)
+        return self._map_chunks(*self._checked(obs, act, next_obs), lambda logits: logits)
 
-    def forward(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    def forward(self, obs: Tensor | Array, act: Tensor | Array, next_obs: Tensor | Array) -> Tensor:
         """Dynamics reward of transitions.
 
         Args:
@@ -165,13 +203,13 @@ class DynamicsReward(nn.Module):
             next_obs: Next states, shape (B, S), or K candidates for each, shape (K, B, S).
 
         Returns:
-            $r^D$, shape (B,) or (K, B).
+            $r^D$, shape (B,) or (K, B), in the inputs' dtype, of half precision in float32.
 
         Raises:
-            ValueError: If shapes do not fit.
+            TypeError: If an argument is neither a tensor nor a NumPy array.
+            ValueError: If shapes, dtypes or devices do not fit.
         """
-        self._check(obs, act, next_obs)
-        return self._map_chunks(obs, act, next_obs, self.reward_of_logits)
+        return self._map_chunks(*self._checked(obs, act, next_obs), self.reward_of_logits)
 
     def reward_of_logits(self, logits: Tensor) -> Tensor:
         """Join the snapshots' logits into one reward.
@@ -180,8 +218,9 @@ class DynamicsReward(nn.Module):
             logits: What `logits` gives, shape (M, ...).
 
         Returns:
-            $r^D$, shape (...).
+            $r^D$, shape (...); in float32 at least, since half precision cannot tell good from better.
         """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.rescale:
             known = self._calibrated().view(-1, *[1] * (logits.ndim - 1))
             probability = torch.where(known, torch.sigmoid(self._rescaled(logits)), 0)
@@ -229,8 +268,12 @@ class DynamicsReward(nn.Module):
             return self.chunk_size
         return activation_budget(following) // self.ensemble.floats_per_transition
 
-    def _check(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> None:
-        obs_dim, act_dim = self.normalizer.obs_dim, self.normalizer.act_dim
+    def _checked(
+        self, obs: Tensor | Array, act: Tensor | Array, next_obs: Tensor | Array
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        obs_dim, act_dim, like = self.normalizer.obs_dim, self.normalizer.act_dim, self.normalizer.obs_center
+        obs, act = as_floats("obs", obs, like), as_floats("act", act, like)
+        next_obs = as_floats("next_obs", next_obs, like)
         if obs.ndim != 2 or obs.shape[1] != obs_dim:
             raise ValueError(f"obs must have shape (B, {obs_dim}), got {tuple(obs.shape)}")
         batch = obs.shape[0]
@@ -241,7 +284,4 @@ class DynamicsReward(nn.Module):
             raise ValueError(f"next_obs must have shape {expected}, got {tuple(next_obs.shape)}")
         if next_obs.ndim == 3 and next_obs.shape[0] == 0:
             raise ValueError("next_obs must hold at least one candidate per state, got K = 0")
-        if next_obs.device != self.data_logits.device:
-            raise ValueError(
-                f"next_obs must be on the reward's device {self.data_logits.device}, got {next_obs.device}"
-            )
+        return obs, act, next_obs

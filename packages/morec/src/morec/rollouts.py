@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 from morec.filtering import FilterResult, TransitionFilter
+from morec.inputs import Array, as_count, as_ending, as_floats
 
 __all__ = ["rollout"]
 
 
 @torch.no_grad()
 def rollout(
-    sample_fn: Callable[[Tensor, Tensor], Tensor],
-    policy: Callable[[Tensor], Tensor],
-    init_obs: Tensor,
+    sample_fn: Callable[[Tensor, Tensor], Tensor | Array],
+    policy: Callable[[Tensor], Tensor | Array],
+    init_obs: Tensor | Array,
     horizon: int,
     transition_filter: TransitionFilter | None,
     *,
-    termination_fn: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    termination_fn: Callable[[Tensor, Tensor, Tensor], Tensor | Array] | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """Roll B rollouts for up to `horizon` steps; each ends where it terminates or is rejected.
@@ -31,11 +32,11 @@ def rollout(
     Args:
         sample_fn: The dynamics model: obs (B, S) and act (B, A) to candidates (K, B, S + 1), the reward last.
             A penalty (MOPO's, MOBILE's) belongs into that reward.
-        policy: obs (B, S) to act (B, A).
+        policy: obs (B, S) to act (B, A). This and the other functions may return NumPy arrays.
         init_obs: Where to start, shape (B, S).
         horizon: Largest number of steps (official: 100).
         transition_filter: The filter, or None for a uniformly random candidate.
-        termination_fn: The environment's own ending: obs, act, next_obs to (B,) bool.
+        termination_fn: The environment's own ending: obs, act, next_obs to (B,) or (B, 1) bool.
         generator: Randomness of the selection.
 
     Returns:
@@ -44,23 +45,28 @@ def rollout(
         bootstrap) (N,) bool; `step` and `start` (row of `init_obs`) (N,).
 
     Raises:
-        ValueError: If `init_obs` is not (B, S) with B >= 1, `horizon < 1`, or candidates do not fit.
+        TypeError: If `horizon` is not a whole number, or what should be a tensor or an array is neither.
+        ValueError: If `init_obs` is not (B, S) with B >= 1, `horizon < 1`, or what a function returns does not fit.
 
-    Example:
+    Examples:
         >>> still = lambda obs, act: torch.cat([obs, -act], dim=-1).expand(10, -1, -1)
         >>> steps = rollout(still, lambda obs: obs[:, :1], torch.ones(4, 3), 5, None)
         >>> steps["obs"].shape, steps["truncated"].sum().item()
         (torch.Size([20, 3]), 4)
     """
+    like = torch.empty(0) if transition_filter is None else transition_filter.reward.normalizer.obs_center
+    if transition_filter is not None or not isinstance(init_obs, Tensor):
+        init_obs = as_floats("init_obs", init_obs, like)
     if init_obs.ndim != 2 or init_obs.shape[0] == 0:
         raise ValueError(f"init_obs must have shape (B, S) with B >= 1, got {tuple(init_obs.shape)}")
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    horizon = as_count("horizon", horizon)
     obs, start = init_obs, torch.arange(len(init_obs), device=init_obs.device)
     steps = []
     for step in range(horizon):
-        act = policy(obs)
-        candidates = sample_fn(obs, act)
+        act = as_floats("what policy returns", policy(obs), obs)
+        if act.ndim != 2 or len(act) != len(obs):
+            raise ValueError(f"policy must return actions ({len(obs)}, A), got {tuple(act.shape)}")
+        candidates = as_floats("what sample_fn returns", sample_fn(obs, act), obs)
         if candidates.ndim != 3 or candidates.shape[1:] != (obs.shape[0], obs.shape[1] + 1):
             expected = f"(K, {obs.shape[0]}, {obs.shape[1] + 1})"
             raise ValueError(f"sample_fn must return candidates {expected}, got {tuple(candidates.shape)}")
@@ -70,7 +76,7 @@ def rollout(
             result = transition_filter(obs, act, candidates, step, generator=generator)
         terminal = result.terminal
         if termination_fn is not None:
-            terminal = terminal | termination_fn(obs, act, result.next_obs)
+            terminal = terminal | as_ending(termination_fn(obs, act, result.next_obs), terminal)
         ended = terminal | result.reject
         out_of_time = torch.full_like(ended, step == horizon - 1)
         transitions = {

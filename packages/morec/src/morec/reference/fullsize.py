@@ -95,7 +95,7 @@ def compare_at_full_size(
         "real_transitions_below_0.6": _share_below(reward, obs[held], act[held], next_obs[held]),
         "calibrated_threshold": calibrate_threshold(reward, obs[held], act[held], next_obs[held]),
     }
-    filters = {"MOPO": None, "MOREC-MOPO": TransitionFilter(reward, clip=25.0)}
+    filters = {"MOPO": None, "MOREC-MOPO": TransitionFilter(reward, min_reward=0.6, clip=25.0)}
     generators = [torch.Generator(obs.device).manual_seed(seed + 1 + index) for index in range(len(filters))]
     agent = _train(data, model, list(filters.values()), generators, environment, size, progress)
 
