@@ -7,66 +7,122 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from neuralcollapse import _demo_resnet
-from neuralcollapse import demo as demo_module
-from neuralcollapse._demo_networks import Arm, Data, Perceptrons, Training, initial_weights, train
-from neuralcollapse._demo_theory import follow_path, forecast_next_layer
-from neuralcollapse.demo import demo
+from neuralcollapse.demo import conditions, demo, judgement, resnet
+from neuralcollapse.demo.arms import BASELINE, MATCHED, Arm, Trace, arm_rows, matched_arm
+from neuralcollapse.demo.data import Data, cifar10
+from neuralcollapse.demo.forecast import forecast_next_layer
+from neuralcollapse.demo.networks import Perceptrons, Training, initial_weights, train
+from neuralcollapse.demo.theory import follow_path
 
-FACTOR = 4.0
+
+def holds(rows):
+    return all(condition["holds"] for condition in conditions(rows))
 
 
-def test_smoke_returns_plain_data_and_judges_its_own_rows():
-    calls = []
-    before = torch.random.get_rng_state()
-    result = demo("smoke", seed=3, progress=lambda fraction, message: calls.append(fraction))
-    assert torch.equal(torch.random.get_rng_state(), before)
+@pytest.mark.demo
+def test_smoke_returns_plain_data_and_judges_its_own_rows(rehearsal):
+    result, told = rehearsal
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert calls == sorted(calls)
-    assert (calls[0], calls[-1]) == (0.0, 1.0)
-    assert {"claim", "setting", "metrics", "rows", "criterion", "holds", "curves"} == result.keys()
-    assert {"method", "baseline", "reference"} == {row["role"] for row in result["rows"]}
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (0.0, 1.0)
+    assert {"claim", "setting", "metrics", "rows", "conditions", "holds", "curves"} == result.keys()
+    assert {"method", "baseline", "reference"} <= {row["role"] for row in result["rows"]}
     assert {key for row in result["rows"] for key in row} == {"name", "role", *result["metrics"]}
-    assert result["holds"] == demo_module._holds(result["rows"], FACTOR)
+    assert result["conditions"] == conditions(result["rows"])
+    assert result["holds"] == holds(result["rows"])
+    assert all(condition["figure"] is not None for condition in result["conditions"])
+    names = [row["name"] for row in result["rows"]]
+    assert len(set(names)) == len(names)
     for curve in result["curves"]:
         assert all(len(series["x"]) == len(series["y"]) > 1 for series in curve["series"].values())
     # What is mathematics and not learned holds at any size.
     rows = {row["name"]: row for row in result["rows"]}
-    assert rows[demo_module._TRANSFER]["error exponent"] == pytest.approx(-2, abs=0.1)
-    assert rows[demo_module._SPECTRUM]["distance from closed form"] < 1e-9
-    assert rows[demo_module._PATH]["theorem holds"] == 100
+    assert rows[judgement.TRANSFER]["error exponent"] == pytest.approx(-2, abs=0.1)
+    assert rows[judgement.SPECTRUM]["distance from closed form"] < 1e-9
+    assert rows[judgement.PATH]["theorem holds"] == 100
 
 
-def rows(**changes):
-    """Rows for which the criterion holds, with some value replaced."""
-    values = {"falls": 4, "slope": -2.0, "distance": 1e-12, "path": 100.0}
-    values |= {"features_more": 0.3, "features_none": 0.3, "head_more": 0.1, "head_none": 0.1} | changes
-    shift = "shift of log NC1"
-    return [
-        {"name": demo_module._LAYERWISE, "layers added": 5, "of them with lower NC1~": values["falls"]},
-        {"name": demo_module._TRANSFER, "error exponent": values["slope"]},
-        {"name": demo_module._SPECTRUM, "distance from closed form": values["distance"]},
-        {"name": demo_module._PATH, "theorem holds": values["path"]},
-        {"name": "feature layers: x 4", shift: values["features_more"]},
-        {"name": "feature layers: none", shift: values["features_none"]},
-        {"name": "head: x 4", shift: values["head_more"]},
-        {"name": "head: none", shift: values["head_none"]},
+ROWS = [
+    {"name": judgement.LAYERWISE, "layers added": 5, "of them with lower NC1~": 4},
+    {"name": "feature layers: x 4", "shift of log NC1": 0.3},
+    {"name": "feature layers: none", "shift of log NC1": 0.4},
+    {"name": "head: x 4", "shift of log NC1": 0.1},
+    {"name": "head: none", "shift of log NC1": 0.2},
+    {"name": judgement.TRANSFER, "error exponent": -2.05},
+    {"name": judgement.SPECTRUM, "distance from closed form": 1e-12},
+    {"name": judgement.PATH, "theorem holds": 100.0},
+]
+
+
+def changed(name, **values):
+    return [row | values if row["name"] == name else row for row in ROWS]
+
+
+def test_every_condition_tells_its_figure():
+    found = conditions(ROWS)
+    assert [condition["figure"] for condition in found] == pytest.approx([80, 0.2, 0.2, 0.05, 1e-12, 100])
+    assert [condition["needs"] for condition in found] == [
+        ">= 80 %", "> 0 nats", "> 0 nats", "<= 0.1", "< 1e-9", "== 100 %"
+    ]  # fmt: skip
+    assert all(condition["holds"] for condition in found)
+
+
+@pytest.mark.parametrize(
+    ("clause", "name", "values"),
+    [
+        (0, judgement.LAYERWISE, {"of them with lower NC1~": 3}),
+        (1, "feature layers: x 4", {"shift of log NC1": 0.1}),
+        (1, "head: x 4", {"shift of log NC1": 0.4}),
+        (2, "feature layers: none", {"shift of log NC1": 0.1}),
+        (2, "head: none", {"shift of log NC1": 0.4}),
+        (3, judgement.TRANSFER, {"error exponent": -1.8}),
+        (3, judgement.TRANSFER, {"error exponent": -2.2}),
+        (4, judgement.SPECTRUM, {"distance from closed form": 1e-9}),
+        (5, judgement.PATH, {"theorem holds": 99.9}),
+    ],
+)
+def test_each_condition_can_fail_alone(clause, name, values):
+    found = conditions(changed(name, **values))
+    assert [index for index, condition in enumerate(found) if not condition["holds"]] == [clause]
+
+
+def test_what_the_rows_lack_holds_nothing():
+    """Neither do rows of no arms at all: a clause does not vanish with its rows."""
+    assert [condition["figure"] for condition in conditions([])] == [None] * 6
+    assert not any(condition["holds"] for condition in conditions([]))
+    lacking = conditions(changed("head: none", **{"shift of log NC1": None}))
+    assert [condition["figure"] is None for condition in lacking] == [False, False, True, False, False, False]
+
+
+def test_the_raise_is_read_from_the_rows():
+    """The paper doubles the weight decay."""
+    rows = [row | {"name": row["name"].replace("x 4", "x 2")} for row in ROWS]
+    assert conditions(rows)[1]["says"].startswith("weight decay x 2: ")
+    assert holds(rows)
+
+
+def test_arms_are_told_by_their_distance_from_the_baseline_of_their_replica():
+    """Two replicas, whose baselines differ; the penalty is measured at the baseline's end."""
+
+    def trace(nc1, **norms):
+        return Trace([1], [nc1], [nc1], [0.5], [0.1], 99.0, 95.0, **norms)
+
+    base, head, none = Arm(BASELINE), Arm("head: x 4", head=4.0), Arm("feature layers: none", features=0.0)
+    replicas = [
+        {base: trace(0.1, features_norm=30.0, head_norm=10.0), head: trace(0.2), none: trace(0.4)},
+        {base: trace(0.4, features_norm=10.0, head_norm=10.0), head: trace(0.2), none: trace(0.4)},
     ]
-
-
-def test_the_criterion_can_fail_in_each_of_its_parts():
-    assert demo_module._holds(rows(), FACTOR)
-    for change in (
-        {"falls": 3},
-        {"slope": -1.0},
-        {"distance": 1e-6},
-        {"path": 99.0},
-        {"features_more": 0.1},
-        {"features_none": 0.05},
-        {"head_more": 0.4},
-        {"head_none": 0.3},
-    ):
-        assert not demo_module._holds(rows(**change), FACTOR), change
+    rows = arm_rows(replicas)
+    assert [row["role"] for row in rows] == ["reference", "baseline", "method"]
+    assert [row["NC1"] for row in rows] == pytest.approx([0.2, 0.2, 0.4])
+    assert [row.get("shift of log NC1") for row in rows] == [
+        None, pytest.approx(math.log(2)), pytest.approx(math.log(4) / 2)
+    ]  # fmt: skip
+    assert [row.get("penalty changed") for row in rows] == [
+        None, pytest.approx((75 + 150) / 2), pytest.approx((75 + 50) / 2)
+    ]  # fmt: skip
+    matched = matched_arm(replicas[0][base])
+    assert (matched.features, matched.head) == (pytest.approx(2 / 3), 1.0)
 
 
 def test_a_forecast_is_right_where_its_rule_is():
@@ -135,7 +191,7 @@ def test_cifar_is_read_from_its_binary_version(tmp_path, monkeypatch):
         image = bytes([label] + [10 * label] * 1024 + [20 * label] * 1024 + [40 * label] * 1024)
         (tmp_path / name).write_bytes(image)
     monkeypatch.setenv("NEURALCOLLAPSE_CIFAR10", str(tmp_path))
-    data = _demo_resnet.cifar10()
+    data = cifar10()
     assert (data.train_y.tolist(), data.test_y.tolist()) == ([0, 1, 2, 3, 4], [5])
     torch.testing.assert_close(data.train_x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     # Each channel of the test image: 5 steps against 0, 1, 2, 3, 4, whose mean is 2 and variance 2.
@@ -148,12 +204,12 @@ def test_the_papers_network_trains_one_arm_after_another_from_the_same_start():
     x = torch.randn(20, 3, 8, 8, generator=generator) + y[:, None, None, None]
     data = Data(x, y, x, y, 2)
     before = torch.random.get_rng_state()
-    arms = [Arm("one"), Arm("two"), Arm("features", features=100.0)]
-    traces = _demo_resnet.train_resnets(
-        data, 2, arms, Training(2, 5), generator, lambda fraction, message: None
-    )
+    arms = [Arm("one"), Arm("two")]
+    found = resnet.train_resnets(data, 2, arms, Training(2, 5), generator, lambda fraction, message: None)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert traces[0] == traces[1] != traces[2]
-    assert traces[0].epochs == [1, 2]
-    network = _demo_resnet.ResNet18(10, 64, generator)
+    assert [arm.name for arm in found] == ["one", "two", MATCHED]
+    one, two, matched = found.values()
+    assert one == two != matched
+    assert one.epochs == [1, 2]
+    network = resnet.ResNet18(10, 64, generator)
     assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(11.17e6, rel=1e-3)

@@ -19,7 +19,9 @@ from neuralcollapse import (
     nc2,
     nc3,
     nc4,
+    nc5,
     near_features,
+    norm_variation,
     objective,
     predicted_spectrum,
     transfer,
@@ -47,6 +49,9 @@ BATCHES = [
     ({"features": FEATURES[0]}, ValueError, "features must be [num_samples, dim], got shape (4,)"),
     ({"features": NAN}, ValueError, "features must be finite, got NaN or infinity"),
     ({"features": NAN / 0}, ValueError, "features must be finite, got NaN or infinity"),
+    ({"features": FEATURES.tolist()}, TypeError, "features must be a tensor, got list"),
+    ({"features": FEATURES.cfloat()}, TypeError, "features must be floating point, got torch.complex64"),
+    ({"labels": LABELS.tolist()}, TypeError, "labels must be a tensor, got list"),
     ({"labels": LABELS.float()}, TypeError, "labels must be integers, got torch.float32"),
     ({"labels": LABELS > 0}, TypeError, "labels must be integers, got torch.bool"),
     ({"labels": LABELS[:5]}, ValueError, "labels must be [6], one for each row of features, got (5,)"),
@@ -56,6 +61,7 @@ BATCHES = [
 COUNTS = [
     ({"labels": 0 * LABELS}, ValueError, "every class must have samples, got none of [1, 2]"),
     ({"num_classes": 1, "labels": 0 * LABELS}, ValueError, "num_classes must be at least 2, got 1"),
+    ({"num_classes": 3.0}, TypeError, "num_classes must be an integer, got 3.0"),
 ]
 
 
@@ -96,7 +102,11 @@ def test_options_of_statistics():
         ({"num_classes": 1}, ValueError, "num_classes must be at least 2, got 1"),
         ({"dim": 0}, ValueError, "dim must be positive, got 0"),
         ({"cov": "lowrank"}, ValueError, "cov must be 'full' or 'trace', got 'lowrank'"),
-        ({"dtype": torch.int64}, TypeError, "dtype must be floating point, got torch.int64"),
+        ({"dim": 4.0}, TypeError, "dim must be an integer, got 4.0"),
+        ({"dtype": torch.int64}, TypeError, "dtype must be float64 or float32, got torch.int64"),
+        ({"dtype": torch.bfloat16}, TypeError, "dtype must be float64 or float32, got torch.bfloat16"),
+        ({"class_counts": torch.tensor([1, 2.5, 1])}, ValueError, "class_counts must be 3 sizes"),
+        ({"class_counts": torch.tensor([1, math.nan, 1])}, ValueError, "class_counts must be 3 sizes"),
         ({"class_counts": torch.ones(2)}, ValueError, "class_counts must be 3 sizes"),
         ({"class_counts": torch.tensor([1, -1, 1])}, ValueError, "class_counts must be 3 sizes"),
     ],
@@ -136,6 +146,20 @@ def test_streams_that_do_not_fit():
         promised.compute()
 
 
+def test_features_whose_squares_leave_the_type():
+    """float64 has no number for the square of 1e-170, nor for that of 1e+160."""
+    for factor in (1e-150, 1e150):
+        with refused(ValueError, "features must be spread between 7e-139 and 2e+146 in torch.float64, got"):
+            stats(features=factor * FEATURES)
+        stream = StreamingStats(3, 4)
+        stream.update(factor * FEATURES, LABELS)
+        with refused(ValueError, "features must be spread between"):
+            stream.compute()
+    with refused(ValueError, "features must be spread between 1e-06 and 8e+07 in torch.float32, got"):
+        stats(features=1e-12 * FEATURES.float(), cov="lowrank")
+    assert float(nc1(stats(features=1e-9 * FEATURES.float()))) == pytest.approx(float(nc1(stats())), rel=1e-4)
+
+
 def test_metrics():
     with refused(ValueError, "kind must be 'pinv' or 'trace', got 'sum'"):
         nc1(stats(), "sum")
@@ -152,6 +176,18 @@ def test_metrics():
     for shape in ((3, 5), (2, 4), (4,)):
         with refused(ValueError, f"weight must be [num_classes, 4] with a row for class 2, got {shape}"):
             nc3(stats(), torch.ones(shape))
+    with refused(ValueError, "weight must be finite, got NaN or infinity"):
+        nc3(stats(), NAN[:3])
+    with refused(TypeError, "weight must be floating point, got torch.int64"):
+        nc3(stats(), torch.ones(3, 4).long())
+    with refused(ValueError, "weight must be [num_classes, 4] with a row for class 2, got (2, 4)"):
+        norm_variation(stats(), torch.ones(2, 4))
+    with refused(ValueError, "outliers must be [num_samples, 4] and not empty, got (0, 4)"):
+        nc5(stats(), FEATURES[:0])
+    with refused(ValueError, "outliers must be finite, got NaN or infinity"):
+        nc5(stats(), NAN)
+    with refused(TypeError, "outliers must be floating point, got torch.int64"):
+        nc5(stats(), FEATURES.long())
 
 
 @pytest.mark.parametrize(
@@ -168,6 +204,8 @@ def test_metrics():
         (FEATURES[:, :3], LABELS, ValueError, "features must have 4 columns, got 3"),
         (FEATURES.long(), LABELS, TypeError, "features must be floating point, got torch.int64"),
         (NAN, LABELS, ValueError, "features must be finite"),
+        (FEATURES, NAN[:, :3], ValueError, "predictions must not be NaN"),
+        (FEATURES, LABELS.tolist(), TypeError, "predictions must be a tensor, got list"),
     ],
 )
 def test_nc4(features, predictions, error, message):
@@ -221,9 +259,15 @@ def test_model(changes, error, message):
 
 def test_parameters_of_model():
     for value in (0.0, -1.0, math.nan):
-        for name in ("beta", "tol", "max_iter"):
+        for name in ("beta", "tol"):
             with refused(ValueError, f"{name} must be positive and finite, got {value}"):
                 near_features(H, Y, 0.1, 0.1, **({"beta": 1.0} | {name: value}))
+    with refused(ValueError, "max_iter must be positive and finite, got 0"):
+        near_features(H, Y, 0.1, 0.1, 1.0, max_iter=0)
+    with refused(TypeError, "max_iter must be an integer, got 2.5"):
+        near_features(H, Y, 0.1, 0.1, 1.0, max_iter=2.5)
+    with refused(TypeError, "Y must be a tensor, got list"):
+        near_features(H, Y.tolist(), 0.1, 0.1, 1.0)
     with refused(ValueError, "W must be [3, 4], got (4, 3)"):
         objective(torch.ones(4, 3).double(), H, Y, 0.1, 0.1)
     for given in (None, H[:, :5]):
@@ -247,6 +291,15 @@ def test_parameters_of_model():
 def test_central_path(changes, message):
     with refused(ValueError, message):
         central_path(**({"H0": H, "Y": Y, "lam_w": 0.1, "lam_h": 0.1, "times": [1.0]} | changes))
+
+
+@pytest.mark.parametrize(("method", "max_step"), [("euler", 2.0), ("rk4", 3.0), ("euler", 1e200)])
+def test_steps_that_are_too_long_for_the_path(method, max_step):
+    """`H` decays at the rate `lam_h` at least, and faster along `W`: explicit steps of more than 2 over it explode."""
+    with refused(
+        RuntimeError, f"max_step must be short enough for '{method}' to follow the path, got {max_step}"
+    ):
+        central_path(H, Y, 0.01, 1.5, [0.0, 10 * max_step], method, max_step=max_step)
 
 
 SPECTRUM = {"num_classes": 3, "dim": 4, "samples_per_class": 2, "lam_w": 0.1, "lam_h": 0.1}
@@ -314,8 +367,12 @@ def test_transfer_from_no_minimum():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"layers": ["0", "5"]}, ValueError, "layers and head must be names of submodules, got ['5']"),
-        ({"head": "7"}, ValueError, "layers and head must be names of submodules, got ['7']"),
+        (
+            {"layers": ["0", "5"]},
+            ValueError,
+            "layers and head must name submodules, got ['5'] that match none",
+        ),
+        ({"head": "7"}, ValueError, "layers and head must name submodules, got ['7'] that match none"),
         ({"layers": ["2"]}, ValueError, "layers must not name the head '2'"),
         (
             {"layers": [], "head": None},
@@ -328,10 +385,10 @@ def test_transfer_from_no_minimum():
         (
             {"pool": "max"},
             ValueError,
-            "pool must be 'mean', 'token_mean', 'flatten' or a function, got 'max'",
+            "pool must be one of ('auto', 'mean', 'token_mean', 'flatten') or a function, got 'max'",
         ),
         ({"cov": "lowrank"}, ValueError, "cov must be 'full' or 'trace', got 'lowrank'"),
-        ({"dtype": torch.int8}, TypeError, "dtype must be floating point, got torch.int8"),
+        ({"dtype": torch.int8}, TypeError, "dtype must be float64 or float32, got torch.int8"),
     ],
 )
 def test_meter(changes, error, message):
@@ -358,3 +415,59 @@ def test_use_of_the_meter():
         meter.update(LABELS)
         with refused(RuntimeError, "got none of ['0', '2']"):
             meter.update(LABELS)
+
+
+def test_predictions_that_are_no_logits_of_all_classes():
+    labels = torch.arange(6) % 3
+    for predictions in (labels[:, None], torch.randn(6, 2)):
+        with refused(ValueError, "predictions must have a column for class 2, or be labels [6], got"):
+            nc4(stats(), FEATURES, predictions)
+    with refused(TypeError, "predictions must be integers unless they are logits, got torch.bool"):
+        nc4(stats(), FEATURES, labels > 0)
+
+
+def test_features_are_no_statistics():
+    for metric in (nc1, nc2, cdnv, norm_variation):
+        with refused(TypeError, "stats must be Stats, such as class_stats returns, got Tensor"):
+            metric(FEATURES)
+    for metric in (nc3, nc5):
+        with refused(TypeError, "stats must be Stats"):
+            metric(FEATURES, FEATURES)
+    with refused(TypeError, "stats must be Stats"):
+        nc4(FEATURES, FEATURES, torch.arange(6) % 3)
+
+
+def test_weights_whose_norms_are_asked_for():
+    with refused(TypeError, "weight must be a tensor, got list"):
+        norm_variation(stats(), [1.0])
+    with refused(ValueError, "weight must be [num_classes, 4] with a row for class 2, got (3, 5)"):
+        norm_variation(stats(), torch.ones(3, 5))
+    with refused(ValueError, "weight must be finite"):
+        norm_variation(stats(), torch.full((3, 4), math.nan))
+
+
+def test_a_stream_does_not_join_itself():
+    stream = StreamingStats(3, 4)
+    stream.update(FEATURES, torch.arange(6) % 3)
+    with refused(ValueError, "other must not be this object itself"):
+        stream.merge(stream)
+    with refused(TypeError, "other must be a StreamingStats, got Stats"):
+        stream.merge(stream.compute())
+
+
+@pytest.mark.parametrize("beta", [-1.0, math.nan, math.inf])
+def test_the_objective_has_no_such_pull(beta):
+    W, Y = torch.ones(3, 4), torch.eye(3).repeat(1, 2)
+    with refused(ValueError, f"beta must not be negative, and finite, got {beta}"):
+        objective(W, FEATURES.mT, Y, 0.1, 0.1, beta, FEATURES.mT)
+
+
+def test_numbers_as_text_are_named():
+    H, Y = FEATURES.mT, torch.eye(3).repeat(1, 2)
+    for name, numbers in {
+        "lam_w": ("1e-3", 0.1, 1.0),
+        "lam_h": (0.1, "1e-3", 1.0),
+        "beta": (0.1, 0.1, "1e-3"),
+    }.items():
+        with refused(TypeError, f"{name} must be a number, got '1e-3'"):
+            near_features(H, Y, *numbers)

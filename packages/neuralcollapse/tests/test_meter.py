@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from neuralcollapse import NCMeter, cdnv, class_stats, nc1, nc2, nc3, nc4
+from neuralcollapse import NCMeter, cdnv, class_stats, nc1, nc2, nc3, nc4, norm_variation
 
 K = 3
 
@@ -56,6 +56,8 @@ def by_hand(model, loader):
         "nc3_self_duality": nc3(stats, weight, "papyan"),
         "nc4": nc4(stats, features, logits),
         "cdnv": cdnv(stats),
+        "norm_variation": norm_variation(stats),
+        "head_norm_variation": norm_variation(stats, weight),
     }
 
 
@@ -77,7 +79,44 @@ def test_two_passes_give_every_metric_as_computed_by_hand(counts):
     assert model.training
     assert not model.stem[1].training
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert reports["head"].to_dict().keys() == expected.keys()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_classes_share_the_metrics_of_their_layer():
+    """Means over classes, and over samples for NC4, are the layer's; a pair counts for both of its classes."""
+    model, loader = Classifier(), batches((4, 9, 14))
+    report = NCMeter(model, [], head="head").run(loader)["head"]
+    rows, stats = report.per_class(), report.stats
+    assert [row["class"] for row in rows] == [0, 1, 2]
+    assert [row["count"] for row in rows] == [4, 9, 14]
+    assert sum(row["nc1_trace"] for row in rows) / K == pytest.approx(report.nc1_trace)
+    assert sum(row["cdnv"] for row in rows) / K == pytest.approx(report.cdnv)
+    assert sum(row["nc4"] * row["count"] for row in rows) / 27 == pytest.approx(report.nc4)
+    assert 0 < report.nc4 < 1
+    norms = torch.tensor([row["norm"] for row in rows])
+    assert float(norms.std() / norms.mean()) == pytest.approx(report.norm_variation)
+    variance, mean = stats.within_trace, stats.mean
+    pairs = [float((variance[0] + variance[k]) / (mean[0] - mean[k]).square().sum() / 2) for k in (1, 2)]
+    assert rows[0]["cdnv"] == pytest.approx(sum(pairs) / 2)
+
+
+def test_a_class_of_one_sample_has_no_nc1_and_all_else():
+    model, loader = Classifier(), batches((9, 1, 9))
+    for passes in (1, 2):
+        options = {} if passes == 2 else {"class_counts": torch.tensor([9, 1, 9])}
+        report = NCMeter(model, ["stem"], head="head", **options).run(loader, passes=passes)["head"]
+        assert report.nc1 is report.nc1_trace is None
+        assert all(
+            value is not None for value in (report.nc2, report.nc3, report.cdnv, report.norm_variation)
+        )
+        assert [row["nc1_trace"] is None for row in report.per_class()] == [False, True, False]
+    images, labels = all_of(loader)
+    with torch.no_grad():
+        features = model.eval().stem(images).mean((2, 3)).double()
+    stats = class_stats(features, labels, K)
+    assert report.cdnv == pytest.approx(float(cdnv(stats)), rel=1e-4)
+    assert report.nc2 == pytest.approx(float(nc2(stats)), rel=1e-4)
 
 
 def test_one_pass_gives_all_but_nc4_and_follows_max_batches():
@@ -119,6 +158,8 @@ def test_inside_a_loop_of_your_own():
 @pytest.mark.parametrize(
     ("pool", "shape", "expected"),
     [
+        ("auto", (2, 3, 4, 5), lambda x: x.mean((2, 3))),
+        ("auto", (2, 3), lambda x: x),
         ("mean", (2, 3, 4, 5), lambda x: x.mean((2, 3))),
         ("mean", (2, 3), lambda x: x),
         ("token_mean", (2, 4, 3), lambda x: x.mean(1)),
@@ -148,6 +189,9 @@ def test_classes_may_be_missing_and_batches_of_any_form():
         report = NCMeter(model, [], head="head", skip_empty=True).run(loader, prepare=prepare, passes=passes)
         assert report["head"].stats.classes.tolist() == [0, 2]
         assert report["head"].nc3 is not None
+        rows = report["head"].per_class()
+        assert [row["class"] for row in rows] == [0, 2]
+    assert sum(row["nc4"] * row["count"] for row in rows) / 18 == pytest.approx(report["head"].nc4)
 
 
 def test_an_exception_in_the_loop_restores_the_model():
@@ -158,6 +202,6 @@ def test_an_exception_in_the_loop_restores_the_model():
         raise KeyError("no more")
 
     with pytest.raises(KeyError):
-        NCMeter(model, ["stem"], head="head").run(breaking())
+        NCMeter(model, ["stem"], head="head").run(breaking(), passes=1)
     assert model.training
     assert not model.stem._forward_hooks

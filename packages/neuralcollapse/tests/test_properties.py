@@ -20,6 +20,7 @@ from neuralcollapse import (
 )
 
 SEEDS = st.integers(0, 10**6)
+FEW = min(4, settings.default.max_examples)  # for what solves or integrates
 PENALTIES = st.floats(0.02, 0.9)
 
 
@@ -61,7 +62,7 @@ def all_metrics(features, labels, weight):
     )
 
 
-@given(SEEDS, st.floats(1e-3, 1e3))
+@given(SEEDS, st.sampled_from([1e-60, 1e-3, 7.0, 1e60]))
 def test_rotation_scale_order_and_names_of_classes_change_nothing(seed, scale):
     features, labels, generator = problem(seed)
     weight = randn(4, 6, generator=generator)
@@ -152,7 +153,7 @@ def test_collapsed_features_have_no_scatter_and_simplex_means_the_right_shape(se
     assert float(nc2(class_stats(frame[labels], labels, num_classes), "orthogonal")) < 1e-12
 
 
-@settings(max_examples=10)
+@settings(max_examples=FEW)
 @given(SEEDS, PENALTIES, PENALTIES)
 def test_no_perturbation_improves_the_collapsed_minimiser(seed, lam_w, lam_h):
     generator = generated(seed)
@@ -162,13 +163,13 @@ def test_no_perturbation_improves_the_collapsed_minimiser(seed, lam_w, lam_h):
     gradients = torch.autograd.grad(objective(*variables, Y, lam_w, lam_h), variables)
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-12
     value = objective(W, H, Y, lam_w, lam_h)
-    for scale in torch.logspace(-3, 1, 100):
+    for scale in torch.logspace(-3, 1, 40):
         moved = [tensor + scale * randn(*tensor.shape, generator=generator) for tensor in (W, H)]
         assert float(objective(*moved, Y, lam_w, lam_h)) > float(value)
     torch.testing.assert_close(closed_form_w(H, Y, lam_w), W, rtol=1e-10, atol=1e-12)
 
 
-@settings(max_examples=15)
+@settings(max_examples=FEW)
 @given(SEEDS, PENALTIES, PENALTIES, st.floats(0.2, 50))
 def test_the_solver_descends_to_a_stationary_point(seed, lam_w, lam_h, beta):
     H0, Y, _ = columns(seed)
@@ -209,11 +210,11 @@ def test_a_strong_pull_leaves_the_features_and_lowers_nc1(seed, lam_w, lam_h):
     torch.testing.assert_close(-12 * gradient, velocity, rtol=1e-10, atol=1e-12)
 
 
-@settings(max_examples=15)
+@settings(max_examples=FEW)
 @given(SEEDS, PENALTIES, st.floats(0, 0.9), st.sampled_from(["rk4", "rk45", "implicit"]))
 def test_the_central_path_obeys_its_theorem(seed, lam_w, lam_h, method):
     H0, Y, _ = columns(seed)
-    times = torch.linspace(0, 4, 6)
+    times = torch.linspace(0, 2, 5)
     path = central_path(H0, Y, lam_w, lam_h, times, method, max_step=0.05 if method == "implicit" else None)
     growth = (2 * lam_h * path.times).exp()
     assert bool((path.nc1.diff() < 0).all())
@@ -221,7 +222,7 @@ def test_the_central_path_obeys_its_theorem(seed, lam_w, lam_h, method):
     assert bool(((growth * path.between_trace).diff() > 0).all())
 
 
-@settings(max_examples=15)
+@settings(max_examples=FEW)
 @given(SEEDS, PENALTIES, PENALTIES, st.floats(2, 50))
 def test_transfer_predicts_what_solving_again_gives(seed, lam_w, lam_h, beta):
     _, H0 = ufm_minimizer(3, 5, 4, lam_w, lam_h, generator=generated(seed))

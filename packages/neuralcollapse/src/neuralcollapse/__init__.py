@@ -3,8 +3,8 @@
 from importlib.metadata import version as _version
 
 from neuralcollapse.flow import CentralPath, central_path
-from neuralcollapse.meter import NCMeter, NCReport
-from neuralcollapse.metrics import cdnv, nc1, nc2, nc3, nc4
+from neuralcollapse.meter import NCMeter
+from neuralcollapse.metrics import cdnv, nc1, nc2, nc3, nc4, nc5, norm_variation
 from neuralcollapse.model import (
     Solution,
     class_columns,
@@ -13,7 +13,9 @@ from neuralcollapse.model import (
     objective,
     ufm_minimizer,
 )
-from neuralcollapse.statistics import SecondPass, Stats, StreamingStats, class_stats
+from neuralcollapse.report import NCReport
+from neuralcollapse.statistics import Stats, class_stats
+from neuralcollapse.stream import SecondPass, StreamingStats
 from neuralcollapse.transfer import BlockSpectrum, predicted_spectrum, transfer, transfer_spectrum
 
 __all__ = [
@@ -35,7 +37,9 @@ __all__ = [
     "nc2",
     "nc3",
     "nc4",
+    "nc5",
     "near_features",
+    "norm_variation",
     "objective",
     "predicted_spectrum",
     "transfer",

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neuralcollapse.model import Moments, check_columns, check_penalties, check_positive, proximal_step
+from neuralcollapse.checks import check_positive
+from neuralcollapse.model import Moments, check_columns, check_penalties, proximal_step
 
 Method = Literal["euler", "rk4", "rk45", "implicit"]
 
@@ -91,8 +92,9 @@ def central_path(
     Raises:
         TypeError: If `H0` is not floating point.
         ValueError: If shapes, labels or parameters do not fit.
+        RuntimeError: If `max_step` is so long that an explicit method left the path.
 
-    Example:
+    Examples:
         >>> generator = torch.Generator().manual_seed(0)
         >>> H0 = torch.randn(5, 12, generator=generator, dtype=torch.float64)
         >>> Y = torch.eye(3).repeat_interleave(4, dim=1)
@@ -158,8 +160,18 @@ class _Integrator:
         }[self.method]
         num_steps = max(1, math.ceil(span / self.max_step))
         for _ in range(num_steps):
-            gain = step(gain, span / num_steps)
+            before, gain = gain, step(gain, span / num_steps)
+            # Along the flow Tr(Sigma_W) never rises; proximal steps cannot raise it, however long.
+            if self.method != "implicit" and not self._scatter(gain) <= self._scatter(before) * (1 + 1e-6):
+                raise RuntimeError(
+                    f"max_step must be short enough for {self.method!r} to follow the path, got {self.max_step}: "
+                    "Tr(Sigma_W) grew"
+                )
         return gain
+
+    def _scatter(self, gain: Tensor) -> Tensor:
+        features = gain[:, : len(gain)]
+        return ((features @ self.start.within) * features).sum()
 
     def _velocity(self, gain: Tensor) -> Tensor:
         dim = len(gain)

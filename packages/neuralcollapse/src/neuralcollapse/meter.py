@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, Literal
 
@@ -13,37 +13,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from neuralcollapse.metrics import cdnv, nc1, nc2, nc3, nearest_class
-from neuralcollapse.statistics import Stats, StreamingStats, distributed
+from neuralcollapse.batches import (
+    POOLINGS,
+    LinearCheck,
+    Pooling,
+    device_of,
+    first_tensor,
+    forward,
+    logits_of,
+    moved,
+    pooled,
+    predicted_classes,
+    split,
+)
+from neuralcollapse.checks import check_count, warn_caller
+from neuralcollapse.metrics import nearest_class
+from neuralcollapse.report import NCReport, report_of
+from neuralcollapse.statistics import Stats
+from neuralcollapse.stream import StreamingStats, distributed
 
-Pooling = Literal["mean", "token_mean", "flatten"] | Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class NCReport:
-    """The collapse of one layer.
-
-    Attributes:
-        nc1: `(1/K) Tr(Sigma_W Sigma_B^+)`; `None` with `cov="trace"` after a single pass.
-        nc1_trace: `Tr(Sigma_W) / Tr(Sigma_B)`.
-        nc2: Distance of the centred means from a simplex frame.
-        nc2_orthogonal: Distance of the means from an orthogonal frame.
-        nc3: Alignment of the head with the means; for the head's input alone.
-        nc3_self_duality: Squared distance of head and means, both at unit norm; for the head's input alone.
-        nc4: Disagreement of the network with the nearest class mean; after two passes alone.
-        cdnv: Class-distance normalised variance.
-        stats: The statistics these are functions of.
-    """
-
-    nc1: float | None
-    nc1_trace: float
-    nc2: float
-    nc2_orthogonal: float
-    nc3: float | None
-    nc3_self_duality: float | None
-    nc4: float | None
-    cdnv: float
-    stats: Stats
+Covariance = Literal["full", "trace"]
+Layers = str | type[nn.Module] | Iterable[str | type[nn.Module]]
 
 
 class NCMeter:
@@ -54,13 +44,20 @@ class NCMeter:
     for as long as it is open: after every forward of your own loop hand the labels to `update`, and read `report`.
 
     Args:
-        model: The classifier; its output `[B, num_classes]`, or the first tensor of it, is needed for NC4 alone.
-        layers: Names of submodules (as in `named_modules`) whose outputs are features.
+        model: The classifier.
+        layers: Submodules whose outputs are features: names as in `named_modules`, patterns of them
+            (`"layer*.conv2"`), types, or one of these alone. Each must give a tensor once a forward, or a tuple that
+            begins with it.
         head: Name of the last linear layer. What enters it is metered too, under its name, and NC3 is
-            the alignment of its weight with the means of that.
+            the alignment of its weight with the means of that; a head that does more than multiply by its weight and
+            add a bias (an adapter, a normalised weight) has no NC3, and a warning says so.
         num_classes: Number of classes, by default the head's rows.
         pool: How an output becomes `[B, d]`: `"mean"` over all axes after the channels `[B, C, ...]`,
-            `"token_mean"` over all between batch and last `[B, ..., C]`, `"flatten"`, or a function.
+            `"token_mean"` over all between batch and last `[B, ..., C]` (without padding where the model was called
+            with an `attention_mask` by name), `"flatten"`, or a function. `"auto"` takes vectors as they are and the
+            mean of images `[B, C, H, W]`, and refuses `[B, T, d]`, which could be either.
+        logits: Finds the logits `[B, num_classes]` in the model's output, for NC4; by default they are what is called
+            `logits` in it, or its first item, or itself. `lambda output: None` where there are none.
         cov: What a single pass keeps: `"full"` or `"trace"`, see `StreamingStats`. Two passes need no choice.
         class_counts: Samples of each class over all ranks, for a single pass where they are unequal, see
             `StreamingStats`.
@@ -68,10 +65,11 @@ class NCMeter:
         dtype: Type of the accumulators.
 
     Raises:
-        ValueError: If a name is not a submodule, nothing is to be metered, `head` has no weight matrix, or the
+        TypeError: If the number of classes is not an integer, or `dtype` neither float64 nor float32.
+        ValueError: If a layer matches no submodule, nothing is to be metered, `head` has no weight matrix, or the
             number of classes is not known.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> loader = [(torch.randn(16, 4), torch.arange(16) % 2) for _ in range(3)]
         >>> report = NCMeter(model, layers=["0"], head="2").run(loader)
@@ -82,62 +80,64 @@ class NCMeter:
     def __init__(
         self,
         model: nn.Module,
-        layers: Iterable[str],
+        layers: Layers,
         head: str | None = None,
         *,
         num_classes: int | None = None,
-        pool: Pooling = "mean",
-        cov: Literal["full", "trace"] = "full",
+        pool: Pooling = "auto",
+        logits: Callable[[Any], Tensor | None] | None = None,
+        cov: Covariance = "full",
         class_counts: Tensor | None = None,
         skip_empty: bool = False,
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        modules = dict(model.named_modules())
-        self.layers = list(dict.fromkeys(layers))
-        unknown = [name for name in [*self.layers, *([] if head is None else [head])] if name not in modules]
-        if unknown:
-            raise ValueError(f"layers and head must be names of submodules, got {unknown}")
-        if head in self.layers:
-            raise ValueError(
-                f"layers must not name the head {head!r}, whose input is metered under that name"
-            )
+        self.layers = _chosen(model, layers, head)
         if not self.layers and head is None:
             raise ValueError("layers must name at least one submodule, or head be given")
+        num_outputs = num_classes
         if head is not None:
-            weight = getattr(modules[head], "weight", None)
+            weight = getattr(model.get_submodule(head), "weight", None)
             if not isinstance(weight, Tensor) or weight.dim() != 2:
-                raise ValueError(f"head must be a layer with a weight [num_classes, d], got {modules[head]}")
-            num_classes = len(weight) if num_classes is None else num_classes
-        if num_classes is None:
+                raise ValueError(
+                    f"head must be a layer with a weight [num_classes, d], got {model.get_submodule(head)}"
+                )
+            num_outputs = len(weight)
+        if num_outputs is None:
             raise ValueError("num_classes must be given where there is no head, got None")
-        if not callable(pool) and pool not in ("mean", "token_mean", "flatten"):
-            raise ValueError(f"pool must be 'mean', 'token_mean', 'flatten' or a function, got {pool!r}")
+        if not callable(pool) and pool not in POOLINGS:
+            raise ValueError(f"pool must be one of {POOLINGS} or a function, got {pool!r}")
         self.model = model
-        self.num_classes = num_classes
         self.head = head
         self.pool = pool
         self.skip_empty = skip_empty
         self.cov = cov
+        self._num_outputs = num_outputs
+        self._logits = logits or logits_of
         self._options: dict[str, Any] = {"class_counts": class_counts, "dtype": dtype}
-        StreamingStats(num_classes, 1, cov, **self._options)  # raises where an option is wrong
+        # Raises where an option is wrong.
+        checked = StreamingStats(num_outputs if num_classes is None else num_classes, 1, cov, **self._options)
+        self.num_classes = checked.num_classes
         self._handles: list[RemovableHandle] = []
         self.reset()
 
     def __enter__(self) -> NCMeter:
         if not self._handles:
+            self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
             for name in self.layers:
                 layer = self.model.get_submodule(name)
                 self._handles.append(layer.register_forward_hook(self._keep_output(name)))
             if self.head is not None:
                 head = self.model.get_submodule(self.head)
-                self._handles.append(head.register_forward_pre_hook(self._keep_input(self.head)))
+                self._handles.append(
+                    head.register_forward_hook(self._keep_input(self.head), with_kwargs=True)
+                )
         return self
 
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._features.clear()
+        self._forget_forward()
 
     @property
     def names(self) -> list[str]:
@@ -146,19 +146,25 @@ class NCMeter:
 
     def reset(self) -> None:
         """Forget everything seen."""
-        self._features: dict[str, Tensor] = {}
         self._streams: dict[str, StreamingStats] = {}
+        self._head_check = LinearCheck()
+        self._forget_forward()
+
+    def _forget_forward(self) -> None:
+        self._features: dict[str, Tensor] = {}
+        self._ambiguous: set[str] = set()
+        self._mask: Tensor | None = None
 
     def update(self, labels: Tensor) -> None:
         """Take in the features of the last forward.
 
         Args:
-            labels: `[B]`, integers, on the features' device.
+            labels: `[B]`, integers.
 
         Raises:
             RuntimeError: If there was no forward since the last update, or the meter is not open.
             TypeError: If labels are not integers.
-            ValueError: If labels do not fit, or features are not finite.
+            ValueError: If labels do not fit, features are not finite, or a layer was called more than once.
         """
         self._add(self._streams, labels, self.cov)
 
@@ -190,51 +196,66 @@ class NCMeter:
         """Measure the model on a loader; what `update` has taken in stays apart.
 
         Args:
-            loader: Batches whose first two items are the model's input and the labels, on the model's device.
+            loader: Batches that begin with the model's input and the labels, or mappings with `"labels"` among
+                their items. A mapping's items are arguments of the model by name; all go where the model is.
             max_batches: Stop after so many batches.
             passes: 2 goes over the loader again with the class means known. Without a `[d, d]` matrix, classes
                 weigh equally in NC1 whatever their sizes, and there is an NC4. It needs a loader that gives the
                 same samples twice, in any order. 1 costs half the time and is all an iterator can give.
-            prepare: Turns what the loader gives into input and labels, moving them where the model is.
+            prepare: Turns what the loader gives into input and labels.
             reduce: Join all ranks where `torch.distributed` is initialised: all ranks must then call it.
 
         Returns:
             One report for each name in `names`.
 
         Raises:
-            ValueError: If nothing, or nothing of some class, was seen, `passes` is neither 1 nor 2, or the two
-                passes differ.
+            TypeError: If batches, outputs or labels are not of a kind that is understood.
+            ValueError: If nothing, or nothing of some class, was seen, `passes` is neither 1 nor 2, the model's output
+                has no logits of the right shape, or the two passes differ.
         """
         if passes not in (1, 2):
             raise ValueError(f"passes must be 1 or 2, got {passes}")
-        split = prepare or (lambda batch: (batch[0], batch[1]))
-        cov = self.cov if passes == 1 else "trace"
+        if max_batches is not None:
+            max_batches = check_count("max_batches", max_batches)
+        if passes == 2 and isinstance(loader, Iterator):
+            raise ValueError(
+                "loader must give its batches twice (an iterator cannot be gone over twice): passes=1 takes one"
+            )
+        device = device_of(self.model)
+
+        def batches() -> Iterator[tuple[Any, Tensor]]:
+            for batch in islice(loader, max_batches):
+                inputs, labels = (prepare or split)(batch)
+                yield moved(inputs, device), moved(labels, device)
+
+        cov: Covariance = self.cov if passes == 1 else "trace"
         streams: dict[str, StreamingStats] = {}
         with self._hooked(), _eval_mode(self.model):
-            for inputs, labels in map(split, islice(loader, max_batches)):
-                self.model(inputs)
+            self._head_check = LinearCheck()
+            for inputs, labels in batches():
+                forward(self.model, inputs)
                 self._add(streams, labels, cov)
             streams = self._total(streams, cov, reduce)
             if passes == 1:
                 return self._one_pass(streams)
-            return self._second_pass(streams, map(split, islice(loader, max_batches)), reduce)
+            return self._second_pass(streams, batches(), reduce)
 
-    def _add(self, streams: dict[str, StreamingStats], labels: Tensor, cov: Literal["full", "trace"]) -> None:
+    def _add(self, streams: dict[str, StreamingStats], labels: Tensor, cov: Covariance) -> None:
         for name, features in self._take().items():
             if name not in streams:
                 streams[name] = self._stream(features.shape[1], features.device, cov)
-            streams[name].update(features, labels)
+            streams[name].update(features, moved(labels, features.device))
 
-    def _stream(self, dim: int, device: torch.device, cov: Literal["full", "trace"]) -> StreamingStats:
+    def _stream(self, dim: int, device: torch.device, cov: Covariance) -> StreamingStats:
         return StreamingStats(self.num_classes, dim, cov, device=device, **self._options)
 
     def _total(
-        self, streams: dict[str, StreamingStats], cov: Literal["full", "trace"], reduce: bool
+        self, streams: dict[str, StreamingStats], cov: Covariance, reduce: bool
     ) -> dict[str, StreamingStats]:
         reduce = reduce and distributed()
         if reduce:
             # A rank whose share of the loader was empty has to learn the dimensions from the others.
-            device = _device(self.model)
+            device = device_of(self.model) or torch.device("cpu")
             dims = torch.tensor([streams[name].dim if streams else 0 for name in self.names], device=device)
             dist.all_reduce(dims, dist.ReduceOp.MAX)
             if not streams and bool(dims.all()):
@@ -256,37 +277,42 @@ class NCMeter:
         self, streams: dict[str, StreamingStats], batches: Iterable[tuple[Any, Tensor]], reduce: bool
     ) -> dict[str, NCReport]:
         second = {name: stream.second_pass(skip_empty=self.skip_empty) for name, stream in streams.items()}
-        disagreements = {name: torch.zeros_like(partial.count[0]) for name, partial in second.items()}
+        wrong = {
+            name: torch.zeros(self.num_classes, dtype=torch.int64, device=partial.gram.device)
+            for name, partial in second.items()
+        }
+        no_logits = False
         for inputs, labels in batches:
-            predicted = _first_tensor(self.model(inputs)).argmax(-1)
+            logits = self._logits(forward(self.model, inputs))
+            no_logits = no_logits or (logits is None and self._logits is not logits_of)
+            predicted = None if no_logits else predicted_classes(logits, len(labels), self._num_outputs)
             for name, features in self._take().items():
-                second[name].update(features, labels)
-                disagreements[name] += (nearest_class(second[name].stats, features) != predicted).sum()
+                here = moved(labels, features.device)
+                second[name].update(features, here)
+                if predicted is not None:
+                    missed = nearest_class(second[name].stats, features) != predicted.to(features.device)
+                    wrong[name] += torch.bincount(here[missed], minlength=self.num_classes)
         if reduce and distributed():
             second = {name: partial.reduce_ddp() for name, partial in second.items()}
-            for disagreement in disagreements.values():
-                dist.all_reduce(disagreement)
+            for counts in wrong.values():
+                dist.all_reduce(counts)
         return {
-            name: self._report(name, partial.compute(), int(disagreements[name]) / int(partial.count.sum()))
+            name: self._report(
+                name, partial.compute(), None if no_logits else wrong[name][partial.stats.classes]
+            )
             for name, partial in second.items()
         }
 
-    def _report(self, name: str, stats: Stats, disagreement: float | None = None) -> NCReport:
+    def _report(self, name: str, stats: Stats, disagreements: Tensor | None = None) -> NCReport:
         weight: Tensor | None = None
         if name == self.head:
-            weight = self.model.get_submodule(name).weight.detach()  # type: ignore[operator]
-        has_within = stats.within_cov is not None or stats.within_gram is not None
-        return NCReport(
-            nc1=float(nc1(stats)) if has_within else None,
-            nc1_trace=float(nc1(stats, "trace")),
-            nc2=float(nc2(stats)),
-            nc2_orthogonal=float(nc2(stats, "orthogonal")),
-            nc3=None if weight is None else float(nc3(stats, weight)),
-            nc3_self_duality=None if weight is None else float(nc3(stats, weight, "papyan")),
-            nc4=disagreement,
-            cdnv=float(cdnv(stats)),
-            stats=stats,
-        )
+            if self._head_check.linear is False:
+                warn_caller(
+                    f"the head {name!r} does not multiply by its weight (an adapter, a normalised weight?): no NC3"
+                )
+            else:
+                weight = self.model.get_submodule(name).weight.detach().to(stats.mean.device)  # type: ignore[operator]
+        return report_of(stats, weight, disagreements)
 
     def _take(self) -> dict[str, Tensor]:
         missing = [name for name in self.names if name not in self._features]
@@ -294,31 +320,42 @@ class NCMeter:
             raise RuntimeError(
                 f"update must follow a forward of the model inside the meter's context, got none of {missing}"
             )
+        if self._ambiguous:
+            raise ValueError(
+                f"layers must be called once a forward, got {sorted(self._ambiguous)} that gave other features at "
+                "every call: name the modules around them"
+            )
         taken = {name: self._features[name] for name in self.names}
-        self._features.clear()
+        self._forget_forward()
         return taken
+
+    def _begin(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+        self._forget_forward()
+        mask = named.get("attention_mask")
+        self._mask = mask if isinstance(mask, Tensor) else None
 
     def _keep_output(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._features[name] = self._pooled(_first_tensor(output))
+            self._keep(name, first_tensor(name, output).detach())
 
         return hook
 
-    def _keep_input(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, inputs: Any) -> None:
-            self._features[name] = self._pooled(_first_tensor(inputs))
+    def _keep_input(self, name: str) -> Callable[[nn.Module, Any, dict[str, Any], Any], None]:
+        def hook(module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
+            entering = first_tensor(name, inputs or tuple(named.values())).detach()
+            self._head_check.see(module.weight.detach(), entering, output)  # type: ignore[operator]
+            self._keep(name, entering)
 
         return hook
 
-    def _pooled(self, output: Tensor) -> Tensor:
-        output = output.detach()
-        if callable(self.pool):
-            return self.pool(output)
-        if self.pool == "flatten" or output.dim() <= 2:
-            return output.flatten(1)
-        if self.pool == "token_mean":
-            return output.flatten(1, -2).mean(1)
-        return output.flatten(2).mean(2)
+    def _keep(self, name: str, output: Tensor) -> None:
+        features = pooled(output, self.pool, self._mask)
+        if features.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
+            features = features.clone()  # what follows may change it in place
+        before = self._features.get(name)
+        if before is not None and not torch.equal(before, features):  # checkpointing repeats itself
+            self._ambiguous.add(name)
+        self._features[name] = features
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -329,16 +366,31 @@ class NCMeter:
             yield
 
 
-def _first_tensor(output: Any) -> Tensor:
-    """The tensor itself, the first of a sequence, or the first value of a mapping (a model output)."""
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values() if hasattr(output, "values") else output))
-    return output
-
-
-def _device(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+def _chosen(model: nn.Module, layers: Layers, head: str | None) -> list[str]:
+    """The names of the layers, each once; raise where something names none."""
+    named = dict(model.named_modules(remove_duplicate=False))
+    wanted = [layers] if isinstance(layers, str | type) else list(layers)
+    chosen: list[str] = []
+    unknown: list[object] = [] if head is None or head in named else [head]
+    for entry in wanted:
+        if isinstance(entry, str) and entry in named:
+            chosen.append(entry)
+            continue
+        found = [
+            name
+            for name, module in model.named_modules()
+            if name
+            and name != head
+            and (isinstance(module, entry) if isinstance(entry, type) else fnmatchcase(name, entry))
+        ]
+        if not found:
+            unknown.append(entry)
+        chosen += found
+    if unknown:
+        raise ValueError(f"layers and head must name submodules, got {unknown} that match none")
+    if head in chosen:
+        raise ValueError(f"layers must not name the head {head!r}, whose input is metered under that name")
+    return list(dict.fromkeys(chosen))
 
 
 @contextmanager

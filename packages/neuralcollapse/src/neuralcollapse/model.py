@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from neuralcollapse.statistics import check_batch, check_num_classes, present_classes, working_dtype
+from neuralcollapse.checks import (
+    check_batch,
+    check_count,
+    check_finite,
+    check_not_negative,
+    check_num_classes,
+    check_positive,
+    check_tensor,
+    present_classes,
+    working_dtype,
+)
 
 
 @dataclass(frozen=True)
@@ -71,12 +80,12 @@ def class_columns(
         ValueError: If shapes or labels do not fit, features are not finite, a class is empty, or classes differ
             in size and `balance` is `None`.
 
-    Example:
+    Examples:
         >>> H, Y = class_columns(torch.arange(4.0)[:, None], torch.tensor([1, 0, 0, 1]), 2)
         >>> H.tolist(), Y.tolist()
         ([[1.0, 2.0, 0.0, 3.0]], [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
     """
-    check_num_classes(num_classes)
+    num_classes = check_num_classes(num_classes)
     check_batch(features, labels, num_classes)
     if balance not in (None, "subsample"):
         raise ValueError(f"balance must be 'subsample' or None, got {balance!r}")
@@ -117,7 +126,7 @@ def objective(
         Y: One-hot labels `[K, N]`, classes of equal size.
         lam_w: Penalty of the classifier, positive.
         lam_h: Penalty of the features, not negative.
-        beta: Strength of the pull towards `H0`.
+        beta: Strength of the pull towards `H0`, not negative.
         H0: Features to stay near to `[d, N]`; needed where `beta` is not 0.
 
     Returns:
@@ -127,16 +136,19 @@ def objective(
         TypeError: If `H` is not floating point.
         ValueError: If shapes, labels or penalties do not fit.
 
-    Example:
+    Examples:
         >>> W = H = Y = torch.eye(2)  # no error: the penalties are left
         >>> float(objective(W, H, Y, lam_w=0.5, lam_h=0.5))
         0.5
     """
     Y = check_columns(H, Y)
     check_penalties(lam_w, lam_h)
+    check_not_negative("beta", beta)
+    check_tensor("W", W)
     num_classes, num_samples = Y.shape
     if W.shape != (num_classes, H.shape[0]):
         raise ValueError(f"W must be [{num_classes}, {H.shape[0]}], got {tuple(W.shape)}")
+    W, H = W.to(Y.dtype), H.to(Y.dtype)
     with torch.autocast(H.device.type, enabled=False):
         value = (W @ H - Y).square().sum() + lam_h * H.square().sum()
     if beta:
@@ -166,7 +178,7 @@ def closed_form_w(H: Tensor, Y: Tensor, lam_w: float) -> Tensor:
         TypeError: If `H` is not floating point.
         ValueError: If shapes, labels or the penalty do not fit.
 
-    Example:
+    Examples:
         >>> closed_form_w(torch.eye(2), torch.eye(2), lam_w=1.0)
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.5000]])
@@ -212,16 +224,13 @@ def ufm_minimizer(
     Raises:
         ValueError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> W, H = ufm_minimizer(3, 5, samples_per_class=4, lam_w=0.5, lam_h=0.5)
         >>> torch.allclose(W @ H, 0.5 * torch.eye(3, dtype=torch.float64).repeat_interleave(4, dim=1))
         True
     """
-    check_num_classes(num_classes)
     check_penalties(lam_w, lam_h)
-    if dim < num_classes:
-        raise ValueError(f"dim must be at least num_classes = {num_classes}, got {dim}")
-    check_positive("samples_per_class", samples_per_class)
+    num_classes, dim, samples_per_class = check_sizes(num_classes, dim, samples_per_class)
     if lam_h == 0:
         raise ValueError("lam_h must be positive, or the features grow without bound, got 0")
     product = (lam_w * lam_h) ** 0.5
@@ -267,7 +276,7 @@ def near_features(
         TypeError: If `H0` is not floating point.
         ValueError: If shapes, labels or parameters do not fit.
 
-    Example:
+    Examples:
         >>> W, H = ufm_minimizer(2, 3, samples_per_class=2, lam_w=0.1, lam_h=0.1)
         >>> Y = torch.eye(2).repeat_interleave(2, dim=1)
         >>> torch.allclose(near_features(H, Y, lam_w=0.1, lam_h=0.1, beta=1.0).H, H)
@@ -277,7 +286,7 @@ def near_features(
     check_penalties(lam_w, lam_h)
     check_positive("beta", beta)
     check_positive("tol", tol)
-    check_positive("max_iter", max_iter)
+    max_iter = check_count("max_iter", max_iter)
     with torch.autocast(H0.device.type, enabled=False):
         H0 = H0.to(Y.dtype)
         step = proximal_step(Moments.of(H0, Y), lam_w, lam_h, beta, tol, max_iter)
@@ -311,7 +320,9 @@ class Moments:
         """The moments of features in columns."""
         mean = H @ Y.mT * (Y.shape[0] / Y.shape[1])
         centred = H - mean @ Y
-        return cls(mean, centred @ centred.mT / Y.shape[1])
+        left = centred @ Y.mT * (Y.shape[0] / Y.shape[1])  # what rounding left of the means
+        centred = centred - left @ Y
+        return cls(mean + left, centred @ centred.mT / Y.shape[1])
 
     def moved(self, gain: Tensor) -> Moments:
         """The moments of `gain [H; Y]`, `gain` `[d, d + K]`: exact however deep the collapse."""
@@ -374,13 +385,14 @@ def _moment_objective(
 
 def check_columns(H: Tensor, Y: Tensor, name: str = "H") -> Tensor:
     """Raise unless these are features in columns with balanced one-hot labels, which return in the working type."""
+    check_tensor(name, H)
+    check_tensor("Y", Y)
     if not H.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {H.dtype}")
     if H.dim() != 2 or Y.dim() != 2 or Y.shape[1] != H.shape[1]:
         raise ValueError(f"{name} must be [d, N] and Y [K, N], got {tuple(H.shape)} and {tuple(Y.shape)}")
     check_num_classes(len(Y))
-    if not bool(torch.isfinite(H).all()):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    check_finite(name, H)
     if not bool((((Y == 0) | (Y == 1)).all(0) & (Y.sum(0) == 1)).all()):
         raise ValueError("Y must be one-hot in each column, got other values")
     count = Y.sum(1)
@@ -395,14 +407,15 @@ def check_columns(H: Tensor, Y: Tensor, name: str = "H") -> Tensor:
 def check_penalties(lam_w: float, lam_h: float) -> None:
     """Raise if the penalties are out of range."""
     check_positive("lam_w", lam_w)
-    if not (lam_h >= 0 and math.isfinite(lam_h)):
-        raise ValueError(f"lam_h must not be negative, and finite, got {lam_h}")
+    check_not_negative("lam_h", lam_h)
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise unless the value is a positive, finite number."""
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+def check_sizes(num_classes: int, dim: int, samples_per_class: int) -> tuple[int, int, int]:
+    """The sizes of a collapsed solution; raise if they allow none."""
+    num_classes, dim = check_num_classes(num_classes), check_count("dim", dim)
+    if dim < num_classes:
+        raise ValueError(f"dim must be at least num_classes = {num_classes}, got {dim}")
+    return num_classes, dim, check_count("samples_per_class", samples_per_class)
 
 
 def _add_to_diagonal(matrix: Tensor, value: float) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from neuralcollapse.model import Solution, check_penalties, check_positive
-from neuralcollapse.statistics import check_num_classes
+from neuralcollapse.checks import check_count, check_finite, check_positive, check_tensor, warn_caller
+from neuralcollapse.model import Solution, check_penalties, check_sizes
 
 Order = Literal["exact", "first"]
 
@@ -63,7 +62,7 @@ def transfer(
         ValueError: If the shape does not fit, `dH0` is not finite, or `order`, `tol` or `max_iter` is out of range.
         RuntimeError: If the solution is not a strict minimum, or conjugate gradients do not converge.
 
-    Example:
+    Examples:
         >>> from neuralcollapse import near_features, ufm_minimizer
         >>> _, H = ufm_minimizer(2, 3, samples_per_class=2, lam_w=0.1, lam_h=0.1)
         >>> Y = torch.eye(2).repeat_interleave(2, dim=1)
@@ -72,28 +71,29 @@ def transfer(
         >>> bool(transfer(within, solution).norm() < within.norm())
         True
     """
+    check_tensor("dH0", dH0)
     if not dH0.is_floating_point():
         raise TypeError(f"dH0 must be floating point, got {dH0.dtype}")
     if dH0.shape[-2:] != solution.H.shape:
         raise ValueError(
             f"dH0 must be [..., {solution.H.shape[0]}, {solution.H.shape[1]}], got {tuple(dH0.shape)}"
         )
-    if not bool(torch.isfinite(dH0).all()):
-        raise ValueError("dH0 must be finite, got NaN or infinity")
+    check_finite("dH0", dH0)
     if order not in ("exact", "first"):
         raise ValueError(f"order must be 'exact' or 'first', got {order!r}")
     check_positive("tol", tol)
-    check_positive("max_iter", max_iter)
+    max_iter = check_count("max_iter", max_iter)
     if not solution.converged:
-        warnings.warn(
-            "the solution has not converged: its transfer operator is that of another point", stacklevel=2
-        )
+        warn_caller("the solution has not converged: its transfer operator is that of another point")
     with torch.autocast(dH0.device.type, enabled=False):
         hessian = _ReducedHessian(solution)
         dH0 = dH0.to(solution.H.dtype)
         if order == "first":
             return 2 * dH0 - hessian.apply(dH0) / solution.beta
-        return hessian.solve(solution.beta * dH0, tol, max_iter)
+        # The operator has no scale, and squares of perturbations would leave the type where they do not.
+        size = dH0.abs().amax((-2, -1), keepdim=True)
+        size = torch.where(size > 0, size, 1.0)
+        return size * hessian.solve(solution.beta * (dH0 / size), tol, max_iter)
 
 
 def transfer_spectrum(
@@ -120,7 +120,7 @@ def transfer_spectrum(
         ValueError: If classes do not fit, or a block is larger than `max_size`.
         RuntimeError: As `transfer` does.
 
-    Example:
+    Examples:
         >>> from neuralcollapse import near_features, ufm_minimizer
         >>> _, H = ufm_minimizer(3, 5, samples_per_class=4, lam_w=0.6, lam_h=0.3)
         >>> Y = torch.eye(3).repeat_interleave(4, dim=1)
@@ -194,17 +194,14 @@ def predicted_spectrum(
     Raises:
         ValueError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> spectrum = predicted_spectrum(3, 5, 4, lam_w=0.6, lam_h=0.3, beta=200.0)
         >>> [round(float(value), 6) for value in (spectrum.diagonal[-1], spectrum.off_diagonal[0])]
         [0.996464, 0.001727]
     """
-    check_num_classes(num_classes)
     check_penalties(lam_w, lam_h)
-    check_positive("samples_per_class", samples_per_class)
+    num_classes, dim, samples_per_class = check_sizes(num_classes, dim, samples_per_class)
     check_positive("beta", beta)
-    if dim < num_classes:
-        raise ValueError(f"dim must be at least num_classes = {num_classes}, got {dim}")
     if not 0 < lam_w * lam_h < 1:
         raise ValueError(f"lam_w * lam_h must lie in (0, 1), or nothing collapses, got {lam_w * lam_h}")
     if order not in ("exact", "first"):

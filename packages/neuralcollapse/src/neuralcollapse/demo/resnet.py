@@ -1,43 +1,18 @@
-"""The paper's own experiment: ResNet-18 on CIFAR-10, read from the user's copy of the binary version."""
+"""The paper's own network: ResNet-18 for small images, trained one arm after another."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, relu
 
-from neuralcollapse._demo_networks import Arm, Data, Trace, Training
+from neuralcollapse.demo.arms import Arm, Trace, matched_arm
+from neuralcollapse.demo.data import Data
+from neuralcollapse.demo.networks import Training
 from neuralcollapse.meter import NCMeter
-
-FOLDER = "NEURALCOLLAPSE_CIFAR10"
-_RECORD = 1 + 3 * 32 * 32
-
-
-def cifar10() -> Data:
-    """CIFAR-10 from the folder that the environment variable names, each channel standardised."""
-    folder = Path(os.environ.get(FOLDER, ""))
-    names = [f"data_batch_{number}.bin" for number in range(1, 6)]
-    missing = [name for name in [*names, "test_batch.bin"] if not (folder / name).is_file()]
-    if not os.environ.get(FOLDER) or missing:
-        raise ValueError(
-            f"{FOLDER} must name a folder with CIFAR-10's binary version, got no {missing} in {folder}"
-        )
-    train_x, train_y = _read([folder / name for name in names])
-    test_x, test_y = _read([folder / "test_batch.bin"])
-    mean = train_x.mean((0, 2, 3), keepdim=True)
-    scale = train_x.std((0, 2, 3), keepdim=True)
-    return Data((train_x - mean) / scale, train_y, (test_x - mean) / scale, test_y, 10)
-
-
-def _read(paths: list[Path]) -> tuple[Tensor, Tensor]:
-    raw = torch.frombuffer(bytearray(b"".join(path.read_bytes() for path in paths)), dtype=torch.uint8)
-    records = raw.view(-1, _RECORD)
-    return records[:, 1:].reshape(-1, 3, 32, 32).float() / 255, records[:, 0].long()
 
 
 class _Block(nn.Module):
@@ -87,19 +62,20 @@ def train_resnets(
     training: Training,
     generator: torch.Generator,
     report: Callable[[float, str], None],
-) -> list[Trace]:
-    """One network per arm, all from the same weights and on the same batches."""
-    traces = []
+) -> dict[Arm, Trace]:
+    """One network per arm, all from the same weights and on the same batches; the arm of equal penalty last."""
+    traces: dict[Arm, Trace] = {}
     state = generator.get_state()
-    for number, arm in enumerate(arms):
+    for number in range(len(arms) + 1):
+        arm = arms[number] if number < len(arms) else matched_arm(traces[arms[0]])
         generator.set_state(state)
 
         def report_arm(fraction: float, message: str, number: int = number, arm: Arm = arm) -> None:
-            report((number + fraction) / len(arms), f"{arm.name}: {message}")
+            report((number + fraction) / (len(arms) + 1), f"{arm.name}: {message}")
 
         with torch.random.fork_rng(devices=[]):  # torch's layers draw weights that are then replaced
             model = ResNet18(data.num_classes, width, generator).to(data.train_x.device)
-        traces.append(_train(model, data, arm, training, generator, report_arm))
+        traces[arm] = _train(model, data, arm, training, generator, report_arm)
     return traces
 
 
@@ -137,6 +113,10 @@ def _train(
         report(epoch / training.num_epochs, f"epoch {epoch}")
     trace.train_accuracy = _accuracy(model, data.train_x, data.train_y)
     trace.test_accuracy = _accuracy(model, data.test_x, data.test_y)
+    trace.features_norm, trace.head_norm = (
+        sum(float(parameter.detach().square().sum()) for parameter in part.parameters())
+        for part in (model.body, model.head)
+    )
     return trace
 
 

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from neuralcollapse.metrics import nc1, nc2, nc3
-from neuralcollapse.statistics import Stats, class_stats
-
-
-@dataclass(frozen=True)
-class Data:
-    """Inputs `[N, D]` or images and labels `[N]`, for training and testing."""
-
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-    num_classes: int
-
-    def to(self, device: torch.device) -> Data:
-        """The same on a device."""
-        train_x, train_y = self.train_x.to(device), self.train_y.to(device)
-        return Data(train_x, train_y, self.test_x.to(device), self.test_y.to(device), self.num_classes)
+from neuralcollapse.demo.arms import Arm, Trace, matched_arm
+from neuralcollapse.demo.data import Data
+from neuralcollapse.statistics import class_stats
 
 
 @dataclass(frozen=True)
@@ -50,36 +35,6 @@ class Training:
     def is_look(self, epoch: int) -> bool:
         """Whether to measure after this epoch, counted from 1."""
         return epoch == self.num_epochs or epoch % max(1, self.num_epochs // self.num_looks) == 0
-
-
-@dataclass(frozen=True)
-class Arm:
-    """By how much the weight decay of the feature layers and of the head is multiplied."""
-
-    name: str
-    features: float = 1.0
-    head: float = 1.0
-
-
-@dataclass
-class Trace:
-    """One network's collapse while it trains, on the training set, and its accuracy in the end (%)."""
-
-    epochs: list[int] = field(default_factory=list)
-    nc1: list[float] = field(default_factory=list)
-    nc1_trace: list[float] = field(default_factory=list)
-    nc2: list[float] = field(default_factory=list)
-    nc3: list[float] = field(default_factory=list)
-    train_accuracy: float = 0.0
-    test_accuracy: float = 0.0
-
-    def look(self, epoch: int, stats: Stats, head: Tensor) -> None:
-        """Enter the metrics after an epoch."""
-        self.epochs.append(epoch)
-        self.nc1.append(float(nc1(stats)))
-        self.nc1_trace.append(float(nc1(stats, "trace")))
-        self.nc2.append(float(nc2(stats)))
-        self.nc3.append(float(nc3(stats, head)))
 
 
 class Perceptrons:
@@ -157,29 +112,54 @@ def train_arms(
     training: Training,
     generator: torch.Generator,
     report: Callable[[float, str], None],
-) -> list[list[Trace]]:
-    """One network per arm and replica, `[replica][arm]`; the arms of a replica start from the same weights."""
-    device = data.train_x.device
-    decays = tuple(
-        torch.tensor([training.weight_decay * getattr(arm, part) for arm in arms], device=device)
-        for part in ("features", "head")
-    )
+) -> list[dict[Arm, Trace]]:
+    """One network per arm and replica; the arms of a replica start from the same weights and see the same batches.
+
+    The arm of equal penalty comes last: how much less that is, the baseline's end tells.
+    """
     replicas = []
     for replica in range(num_replicas):
-        initial = [tensor.to(device) for tensor in initial_weights(sizes, data.num_classes, generator)]
-        networks = Perceptrons(sizes, data.num_classes, initial, len(arms))
-        traces = [Trace() for _ in arms]
-        replicas.append(traces)
+        initial = [
+            tensor.to(data.train_x.device) for tensor in initial_weights(sizes, data.num_classes, generator)
+        ]
+        state = generator.get_state()
 
-        def after_epoch(
-            epoch: int, replica: int = replica, networks: Perceptrons = networks, traces: list[Trace] = traces
-        ) -> None:
-            if training.is_look(epoch):
-                _look(networks, data, traces, epoch)
-            report((replica + epoch / training.num_epochs) / num_replicas, f"weight decay, epoch {epoch}")
+        def report_part(start: float, span: float, replica: int = replica) -> Callable[[float], None]:
+            return lambda done: report((replica + start + span * done) / num_replicas, "weight decay")
 
-        train(networks, data.train_x, data.train_y, (decays[0], decays[1]), training, generator, after_epoch)
+        traces = _train_together(data, sizes, arms, initial, training, generator, report_part(0.0, 0.8))
+        generator.set_state(state)
+        last = [matched_arm(traces[0])]
+        traces += _train_together(data, sizes, last, initial, training, generator, report_part(0.8, 0.2))
+        replicas.append(dict(zip([*arms, *last], traces, strict=True)))
     return replicas
+
+
+def _train_together(
+    data: Data,
+    sizes: list[int],
+    arms: list[Arm],
+    initial: list[Tensor],
+    training: Training,
+    generator: torch.Generator,
+    report: Callable[[float], None],
+) -> list[Trace]:
+    networks = Perceptrons(sizes, data.num_classes, initial, len(arms))
+    decay_features, decay_head = (
+        torch.tensor([training.weight_decay * factor for factor in factors], device=data.train_x.device)
+        for factors in ([arm.features for arm in arms], [arm.head for arm in arms])
+    )
+    traces = [Trace() for _ in arms]
+
+    def after_epoch(epoch: int) -> None:
+        if training.is_look(epoch):
+            _look(networks, data, traces, epoch)
+        report(epoch / training.num_epochs)
+
+    train(
+        networks, data.train_x, data.train_y, (decay_features, decay_head), training, generator, after_epoch
+    )
+    return traces
 
 
 @torch.no_grad()
@@ -192,6 +172,10 @@ def _look(networks: Perceptrons, data: Data, traces: list[Trace], epoch: int) ->
         trace.look(epoch, stats, networks.head[index].mT.double())
         trace.train_accuracy = 100 * float(fitted[index].double().mean())
         trace.test_accuracy = 100 * float(tested[index].double().mean())
+        trace.head_norm = float(networks.head[index].square().sum())
+        trace.features_norm = sum(
+            float(parameter[index].square().sum()) for parameter in networks.parameters()[:-1]
+        )
 
 
 def train_layer_by_layer(
