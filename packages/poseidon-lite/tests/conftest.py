@@ -1,10 +1,12 @@
+import os
 import runpy
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=10)
+EXAMPLES = 3 if os.environ.get("ARMILLARY_LOWEST") else 10
+settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=EXAMPLES)
 settings.load_profile("isolated")
 
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -8,18 +10,23 @@ from poseidon_lite import (
     ScOTConfig,
     SwinV2Block,
     TimeConditionedLayerNorm,
+    convert_state_dict,
     finetune_groups,
     fourier_resize,
+    gaussian_vorticity,
     group_loss,
     navier_stokes,
     relative_error,
     rollout,
+    sine_vorticity,
 )
 
 MODEL = ScOT(ScOTConfig.tiny(embed_dim=12, num_heads=(1, 2)))
 X, T = torch.zeros(2, 4, 32, 32), torch.zeros(2)
 TRAJECTORIES, TIMES = torch.zeros(2, 3, 1, 4, 4), torch.tensor([0.0, 1.0, 2.0])
 W = torch.zeros(1, 8, 8)
+NAN, INF = math.nan, math.inf
+WILD = 1e9 * torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0))
 PDE = {"viscosity": 0.1, "num_steps": 1}
 
 
@@ -93,10 +100,59 @@ PDE = {"viscosity": 0.1, "num_steps": 1}
             "viscosity must not be negative, got -1",
         ),
         (lambda: navier_stokes(W, [0.0], viscosity=0, num_steps=0), "num_steps must be at least 1, got 0"),
+        (lambda: navier_stokes(W, [0.0], viscosity=NAN, num_steps=1), "viscosity must not be .* got nan"),
+        (lambda: navier_stokes(W, [0.0, NAN], **PDE), r"times must be increasing .* got \[0.0, nan\]"),
+        (lambda: navier_stokes(W / 0, [0.0], **PDE), "vorticity, tracer and forcing must be finite"),
+        (
+            lambda: navier_stokes(WILD, [0.0, 9.0], viscosity=0, num_steps=9),
+            "num_steps must be larger .*num_steps=9",
+        ),
+        (lambda: sine_vorticity(1, 8, modes=4), r"modes must be in \[1, n / 2 = 4.0\), got 4"),
+        (lambda: gaussian_vorticity(1, 8, vortices=0), "vortices must be at least 1 .* got 0 and 8"),
+        (lambda: rollout(MODEL, X, T, [NAN]), r"steps must be .* got \[nan\]"),
+        (lambda: ScOTConfig.tiny(mlp_ratio=0), "mlp_ratio must leave a hidden width .* got 0"),
+        (lambda: ScOTConfig.tiny(layer_norm_eps=NAN), "layer_norm_eps must be positive, got nan"),
+        (lambda: All2AllDataset(TRAJECTORIES, [0.0, 1.0, INF]), "times must be 3 increasing"),
+        (lambda: All2AllDataset(TRAJECTORIES, TIMES, time_scale=NAN), "time_scale must be positive, got nan"),
+        (lambda: All2AllDataset(TRAJECTORIES, TIMES, [NAN]), r"mean must be finite, got \[nan\]"),
+        (lambda: All2AllDataset(TRAJECTORIES, TIMES, std=[INF]), r"std must be finite, got \[inf\]"),
+        (
+            lambda: convert_state_dict({"a": W, "module.a": W}),
+            r"state_dict must name each weight once, .* got \['a', 'module.a'\]",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: MODEL(X.double(), T),
+            "x must be of the dtype of the weights, torch.float32, got torch.float64",
+        ),
+        (lambda: MODEL(X.long(), T), "x must be of the dtype of the weights, .* got torch.int64"),
+        (lambda: MODEL(X, T.to(torch.complex64)), "t must be real, got torch.complex64"),
+        (lambda: fourier_resize(X.long(), 4), "x must be real and floating, got torch.int64"),
+        (
+            lambda: fourier_resize(X.to(torch.complex64), 4),
+            "x must be real and floating, got torch.complex64",
+        ),
+        (lambda: group_loss(X.to(torch.complex64), X, (4,)), "prediction and target must be real"),
+        (lambda: All2AllDataset(TRAJECTORIES.to(torch.complex64), TIMES), "trajectories must be real"),
+        (
+            lambda: navier_stokes(W.long(), [0.0], **PDE),
+            "vorticity must be float32 or float64, got torch.int64",
+        ),
+        (lambda: ScOTConfig.tiny(embed_dim=24.0), r"embed_dim must be whole, got 24\.0"),
+        (lambda: ScOTConfig.tiny(depths=(2, 1.5)), r"depths must be whole, got \(2, 1\.5\)"),
+    ],
+)
+def test_a_wrong_kind_of_number_is_named(call, message):
+    with pytest.raises(TypeError, match=message):
         call()
 
 

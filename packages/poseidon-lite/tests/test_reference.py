@@ -35,7 +35,7 @@ def shapes_only(monkeypatch):
 
 
 @pytest.mark.usefixtures("shapes_only")
-@pytest.mark.parametrize(("preset", "count"), [("T", 20_774_444), ("B", 157_729_988), ("L", 628_575_524)])
+@pytest.mark.parametrize(("preset", "count"), [("T", 20_774_444), ("L", 628_575_524)])
 def test_published_sizes(preset, count):
     model = ScOT(getattr(ScOTConfig, preset)())
     assert sum(parameter.numel() for parameter in model.parameters()) == count
@@ -280,13 +280,6 @@ def test_finetuning_groups_follow_the_recipe():
     assert found[block + "attention.self.query.weight"] == "decay"
     assert found[block + "attention.self.query.bias"] == "no decay"
     assert found["residual_blocks.0.0.dwconv.bias"] == "no decay"
-
-
-def test_a_shifted_block_compiles_without_a_graph_break():
-    block = SwinV2Block(8, 2, 6, window_size=4, shift=2)
-    x, t = torch.randn(2, 36, 8, generator=generator()), torch.tensor([0.2, 1.0])
-    compiled = torch.compile(block, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x, t), block(x, t))
 
 
 def test_gradients_reach_every_parameter():

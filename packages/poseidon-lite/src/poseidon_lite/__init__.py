@@ -6,10 +6,19 @@ from poseidon_lite.config import ScOTConfig
 from poseidon_lite.layers import SwinV2Block, TimeConditionedLayerNorm
 from poseidon_lite.model import ScOT, fourier_resize, rollout
 from poseidon_lite.simulate import gaussian_vorticity, navier_stokes, sine_vorticity
-from poseidon_lite.training import All2AllDataset, All2AllPairs, group_loss, relative_error
-from poseidon_lite.transfer import convert_state_dict, finetune_groups, load_poseidon
+from poseidon_lite.training import (
+    FLUID_MEAN,
+    FLUID_STD,
+    All2AllDataset,
+    All2AllPairs,
+    group_loss,
+    relative_error,
+)
+from poseidon_lite.transfer import convert_state_dict, finetune_groups, load_poseidon, save_poseidon
 
 __all__ = [
+    "FLUID_MEAN",
+    "FLUID_STD",
     "All2AllDataset",
     "All2AllPairs",
     "ScOT",
@@ -26,6 +35,7 @@ __all__ = [
     "navier_stokes",
     "relative_error",
     "rollout",
+    "save_poseidon",
     "sine_vorticity",
 ]
 

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass
 from typing import Any
+
+_COUNTS = (
+    "image_size", "patch_size", "in_channels", "out_channels", "embed_dim", "window_size",
+    "depths", "num_heads", "skip_blocks",
+)  # fmt: skip
+
+
+def _counted(name: str, value: Any) -> int | tuple[int, ...]:
+    """Whole numbers of any kind (NumPy's, of a list from a file) as Python's own, which JSON can hold."""
+    try:
+        return operator.index(value) if hasattr(value, "__index__") else tuple(map(operator.index, value))
+    except TypeError as error:
+        raise TypeError(f"{name} must be whole, got {value!r}") from error
 
 
 @dataclass(frozen=True)
@@ -32,9 +47,10 @@ class ScOTConfig:
         learn_residual: Predict the change of the field rather than the field.
 
     Raises:
+        TypeError: If a size or a count is no whole number.
         ValueError: If a field is out of range or the fields do not fit each other.
 
-    Example:
+    Examples:
         >>> ScOTConfig.T(in_channels=5).embed_dim
         48
     """
@@ -56,6 +72,9 @@ class ScOTConfig:
     learn_residual: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name in _COUNTS:
+                object.__setattr__(self, name, _counted(name, value))
         for name in ("image_size", "patch_size", "in_channels", "out_channels", "embed_dim", "window_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -79,6 +98,10 @@ class ScOTConfig:
                 f"image_size must be a multiple of patch_size * 2**(stages - 1) = {coarsest}, "
                 f"got {self.image_size}"
             )
+        if not 1 <= self.mlp_ratio * self.embed_dim < math.inf:
+            raise ValueError(f"mlp_ratio must leave a hidden width of at least 1, got {self.mlp_ratio}")
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
         if self.learn_residual and not self.use_conditioning:

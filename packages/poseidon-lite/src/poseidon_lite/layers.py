@@ -7,6 +7,8 @@ checkpoints.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class TimeConditionedLayerNorm(nn.Module):
         dim: Number of channels, the last dimension of the input.
         eps: Added to the (biased) variance.
 
-    Example:
+    Examples:
         >>> norm = TimeConditionedLayerNorm(8)
         >>> norm(torch.randn(2, 5, 8), torch.tensor([0.0, 1.0])).shape
         torch.Size([2, 5, 8])
@@ -46,7 +48,7 @@ class TimeConditionedLayerNorm(nn.Module):
             raise ValueError("t must be given to a time-conditioned layer norm, got None")
         # The library kernel takes half precision through float32; E[x^2] - mean^2 would turn negative there.
         normalised = F.layer_norm(x, (self.dim,), eps=self.eps)
-        time = t.to(self.weight.weight.dtype).unsqueeze(1)
+        time = t.to(normalised.dtype).unsqueeze(1)
         shape = (-1,) + (1,) * (x.ndim - 2) + (self.dim,)
         return torch.addcmul(self.bias(time).view(shape), self.weight(time).view(shape), normalised)
 
@@ -112,10 +114,13 @@ def shift_mask(grid: int, window: int, shift: int) -> Tensor:
     return torch.where(region[:, :, None] == region[:, None, :], 0.0, MASKED)
 
 
-def relative_coordinates(window: int) -> Tensor:
-    """Log-spaced relative coordinates of two tokens of a window (Swin-V2, Sec. 3.3), `((2 w - 1)**2, 2)`."""
-    offsets = torch.arange(1 - window, window, dtype=torch.float64) / max(window - 1, 1) * 8
-    offsets = offsets.sign() * torch.log2(offsets.abs() + 1) / 3
+def relative_coordinates(window: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Log-spaced relative coordinates of two tokens of a window (Swin-V2, Sec. 3.3), `((2 w - 1)**2, 2)`.
+
+    In float32 these are, bit for bit, the numbers with which the published weights were trained.
+    """
+    offsets = torch.arange(1 - window, window, dtype=dtype) / max(window - 1, 1) * 8
+    offsets = offsets.sign() * torch.log2(offsets.abs() + 1) / math.log2(8)
     return torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1).flatten(0, 1)
 
 
@@ -130,10 +135,40 @@ def relative_index(window: int) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """`softmax(q k^T + bias) v` for `(batch, heads, tokens, width)` and a bias `(heads, tokens, tokens)`."""
-    if bias.requires_grad and query.device.type == "cpu":
-        # torch has no fused kernel for this case and its fallback costs more than writing it out.
+    if torch.is_grad_enabled() and query.device.type == "cpu":
+        # torch has no fused kernel that differentiates a bias, and its fallback costs more than writing it out.
         return torch.softmax(query @ key.mT + bias, dim=-1) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.unsqueeze(0), scale=1.0)
+
+
+def is_plain(mlp: nn.Module) -> bool:
+    """Whether the network of the position bias is as it was built: torch's own layers, and nothing hooked to them."""
+    as_built = type(mlp) is nn.Sequential and [type(layer) for layer in mlp] == [
+        nn.Linear,
+        nn.ReLU,
+        nn.Linear,
+    ]
+    return as_built and not any(
+        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+        for module in mlp.modules()
+    )
+
+
+def are_equal(old: list[Tensor], new: list[Tensor]) -> bool:
+    """Whether two lists hold the same tensors, in value and dtype."""
+    return len(old) == len(new) and all(
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(old, new, strict=True)
+    )
+
+
+def fill_tables(module: WindowAttention | SwinV2Block, _: Any = None) -> None:
+    """Write the buffers that follow from the sizes of `module`, where its parameters are.
+
+    They are in no checkpoint, so a network made on the meta device has them only after it has been loaded.
+    """
+    device = next(module.parameters()).device
+    for name, table in module.tables().items():
+        module.register_buffer(name, None if table is None else table.to(device), persistent=False)
 
 
 class WindowAttention(nn.Module):
@@ -166,51 +201,75 @@ class WindowAttention(nn.Module):
         self.query = nn.Linear(dim, dim, bias=qkv_bias)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=qkv_bias)
-        coordinates = relative_coordinates(window).to(torch.get_default_dtype())
-        self.register_buffer("coordinates", coordinates, persistent=False)
-        self.register_buffer("pair_index", relative_index(window), persistent=False)
-        mask = shift_mask(grid, window, shift) if shift else None
-        self.register_buffer("mask", mask, persistent=False)
-        self._remembered: tuple[list[tuple[Tensor, int]], Tensor] | None = None
+        self.window = window
+        self.grid, self.shift = grid, shift
+        self._remembered: tuple[list[Tensor], Tensor] | None = None
+        fill_tables(self)
+        self.register_load_state_dict_post_hook(fill_tables)
+
+    def tables(self) -> dict[str, Tensor | None]:
+        """What follows from the sizes alone, by the names of its buffers."""
+        return {
+            "coordinates": relative_coordinates(self.window),
+            "pair_index": relative_index(self.window),
+            "mask": shift_mask(self.grid, self.window, self.shift) if self.shift else None,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within windows: `(batch, windows, window**2, dim)` to the same shape."""
         tokens, windows = x.shape[2], self.distinct_windows
+        samples = x.shape[0] * x.shape[1] // windows
         query, key, value = (
             # Distinct windows become heads, so that one bias of shape (windows * heads, ...) serves all samples.
-            layer(x).view(-1, windows, tokens, self.num_heads, self.head_dim).transpose(2, 3).flatten(1, 2)
+            layer(x)
+            .view(samples, windows, tokens, self.num_heads, self.head_dim)
+            .transpose(2, 3)
+            .flatten(1, 2)
             for layer in (self.query, self.key, self.value)
         )
         scale = self.logit_scale.clamp(max=math.log(100)).exp().repeat(windows, 1, 1)
         query = F.normalize(query, dim=-1) * scale.to(query.dtype)
         out = attend(query, F.normalize(key, dim=-1), value, self.position_bias().to(query.dtype))
-        return out.view(-1, windows, self.num_heads, tokens, self.head_dim).transpose(2, 3).reshape(x.shape)
+        return (
+            out.view(samples, windows, self.num_heads, tokens, self.head_dim).transpose(2, 3).reshape(x.shape)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or a file computes its own: what is remembered can outweigh the layer.
+        return {**self.__dict__, "_remembered": None}
 
     def position_bias(self) -> Tensor:
         """Position bias plus shift mask, `(distinct windows * heads, window**2, window**2)`.
 
-        Without gradients it is computed once and kept until a weight of the bias network changes.
+        On a CPU and without gradients it is computed once and kept until it would change.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._compute_bias()
-        weights = [weight.detach() for weight in self.continuous_position_bias_mlp.parameters()]
-        if any(weight.is_inference() for weight in weights):  # these carry no version to compare
-            return self._compute_bias()
-        if self._remembered is None or any(
-            old.data_ptr() != new.data_ptr()
-            or version != new._version
-            or old.dtype != new.dtype
-            or old.device != new.device
-            for (old, version), new in zip(self._remembered[0], weights, strict=True)
-        ):
-            self._remembered = [(weight, weight._version) for weight in weights], self._compute_bias()
+        mlp = self.continuous_position_bias_mlp
+        weights = list(mlp.parameters())
+        dtype = weights[0].dtype if weights else self.coordinates.dtype
+        # Functional calls, as for an ensemble under vmap, bring weights of which nothing should stay.
+        own = all(isinstance(weight, nn.Parameter) for weight in weights)
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if torch.is_grad_enabled() or tracing or not own or self.coordinates.device.type != "cpu":
+            return self._spread(self._table(dtype))
+        # Compared by value: whoever writes through `.data`, as weight averaging does, leaves no other trace. Of plain
+        # layers the weights tell all; of hooked or adapted ones only what they put out does.
+        now = [weight.detach() for weight in weights] if is_plain(mlp) else [self._table(dtype)]
+        if self._remembered is None or not are_equal(self._remembered[0], now):
+            self._remembered = [tensor.clone() for tensor in now], self._spread(self._table(dtype))
         return self._remembered[1]
 
-    def _compute_bias(self) -> Tensor:
-        mlp = self.continuous_position_bias_mlp
+    def _table(self, dtype: torch.dtype) -> Tensor:
+        """Bias of every relative position, `((2 window - 1)**2, heads)`."""
+        coordinates = self.coordinates.to(dtype)
+        if dtype == torch.float64:  # the buffer has been rounded
+            coordinates = relative_coordinates(self.window, dtype).to(coordinates.device)
+        kind = coordinates.device.type
         # Outside autocast, or a bias remembered there would stay rounded for whoever comes later.
-        with torch.autocast(self.coordinates.device.type, enabled=False):
-            table = 16 * torch.sigmoid(mlp(self.coordinates.to(next(mlp.parameters()).dtype)))
+        exact = nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+        with exact:
+            return 16 * torch.sigmoid(self.continuous_position_bias_mlp(coordinates))
+
+    def _spread(self, table: Tensor) -> Tensor:
         tokens = self.pair_index.shape[0]
         bias = table.t().index_select(1, self.pair_index.flatten()).view(self.num_heads, tokens, tokens)
         if self.mask is None:
@@ -271,11 +330,16 @@ class SwinV2Block(nn.Module):
         self.output = nn.ModuleDict({"dense": nn.Linear(hidden, dim)})
         self.layernorm_after = layer_norm(dim, eps, conditioned)
         self.drop_path = DropPath(drop_path)
-        order = window_order(grid, window_size, shift)
-        self.num_windows = order.shape[0]
-        self.padded = order.numel() > grid * grid
-        self.register_buffer("order", order.flatten(), persistent=False)
-        self.register_buffer("places", order.flatten().argsort()[: grid * grid], persistent=False)
+        self.grid, self.window, self.shift = grid, window_size, shift
+        self.num_windows = math.ceil(grid / window_size) ** 2
+        self.padded = grid % window_size > 0
+        fill_tables(self)
+        self.register_load_state_dict_post_hook(fill_tables)
+
+    def tables(self) -> dict[str, Tensor | None]:
+        """What follows from the sizes alone, by the names of its buffers."""
+        order = window_order(self.grid, self.window, self.shift).flatten()
+        return {"order": order, "places": order.argsort()[: self.grid**2]}
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """Transform tokens `(batch, grid**2, dim)` at the lead times `t` of shape `(batch,)`."""
@@ -285,13 +349,12 @@ class SwinV2Block(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, _, dim = x.shape
-        windows = x
+        windows, places = x, len(self.order)
         if self.num_windows > 1:
             # One gather pads, rolls and cuts into windows; another puts everything back.
             windows = (F.pad(x, (0, 0, 0, 1)) if self.padded else x).index_select(1, self.order)
-        attended = self.attention["self"](windows.view(batch, self.num_windows, -1, dim)).reshape(
-            batch, -1, dim
-        )
+        shape = (batch, self.num_windows, places // self.num_windows, dim)
+        attended = self.attention["self"](windows.view(shape)).reshape(batch, places, dim)
         if self.num_windows > 1:
             attended = attended.index_select(1, self.places)
         return self.attention["output"]["dense"](attended)  # type: ignore[index]

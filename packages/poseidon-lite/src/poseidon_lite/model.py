@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,12 +26,15 @@ def fourier_resize(x: Tensor, n: int) -> Tensor:
         Fields `(..., n, n)` of the dtype of `x`.
 
     Raises:
+        TypeError: If the fields are not real floating-point numbers.
         ValueError: If the fields are not square or `n` is below 1.
 
-    Example:
+    Examples:
         >>> fourier_resize(torch.ones(2, 8, 8), 12).shape
         torch.Size([2, 12, 12])
     """
+    if not x.is_floating_point():
+        raise TypeError(f"x must be real and floating, got {x.dtype}")
     if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
         raise ValueError(f"x must hold square fields (..., m, m), got shape {tuple(x.shape)}")
     if n < 1:
@@ -37,6 +42,8 @@ def fourier_resize(x: Tensor, n: int) -> Tensor:
     m = x.shape[-1]
     if m == n:
         return x
+    if x.numel() == 0:  # an empty batch, which the transforms refuse
+        return x.new_zeros((*x.shape[:-2], n, n))
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     modes = torch.fft.fftshift(torch.fft.fft2(wide, norm="forward"), dim=(-2, -1))
     # After the shift mode 0 stands at size // 2; both grids are lined up there.
@@ -78,7 +85,7 @@ class PatchRecovery(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Recover fields `(batch, channels, size, size)` from tokens `(batch, grid**2, dim)`."""
-        image = x.view(x.shape[0], self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        image = x.view(x.shape[0], self.grid, self.grid, x.shape[2]).permute(0, 3, 1, 2)
         return self.mixup(self.projection(image))
 
 
@@ -135,7 +142,7 @@ class ScOT(nn.Module):
         config: Architecture.
         generator: Source of the random initial weights; torch's global one if `None`.
 
-    Example:
+    Examples:
         >>> model = ScOT(ScOTConfig.tiny(in_channels=2, out_channels=2))
         >>> model(torch.randn(3, 2, 32, 32), torch.rand(3)).shape
         torch.Size([3, 2, 32, 32])
@@ -167,7 +174,7 @@ class ScOT(nn.Module):
     def forward(
         self,
         x: Tensor,
-        t: Tensor | None = None,
+        t: Tensor | float | None = None,
         pixel_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
@@ -176,8 +183,8 @@ class ScOT(nn.Module):
         Args:
             x: Fields `(batch, in_channels, size, size)`, normalised as in training. A size other than
                 `config.image_size` is resampled in Fourier space, which assumes periodic fields.
-            t: Lead times `(batch,)` in units in which a whole training trajectory lasts 1. Steady problems
-                are posed as `t = 1`.
+            t: Lead times `(batch,)`, or one number for all, in units in which a whole training trajectory
+                lasts 1. Steady problems are posed as `t = 1`.
             pixel_mask: Boolean `(batch, out_channels)` or the shape of the output. Where `True` the prediction
                 is replaced by `labels`, so that a loss against them ignores it.
             labels: The target field, in the shape of the output; needed with `pixel_mask` only.
@@ -186,9 +193,13 @@ class ScOT(nn.Module):
             Fields `(batch, out_channels, size, size)`.
 
         Raises:
+            TypeError: If `x` is not of the dtype of the weights (outside autocast), or `t` is complex.
             ValueError: If a shape does not fit, or `t` or `labels` is missing.
         """
-        self._check(x, t, pixel_mask, labels)
+        self._check(x, pixel_mask, labels)
+        t = None if t is None else lead_times(t, x)
+        if self.config.use_conditioning and t is None:
+            raise ValueError("t must be given: the network is conditioned on the lead time, got None")
         config, size = self.config, x.shape[-1]
         field = fourier_resize(x, config.image_size)
 
@@ -216,18 +227,16 @@ class ScOT(nn.Module):
         mask = pixel_mask[:, :, None, None] if pixel_mask.ndim == 2 else pixel_mask
         return torch.where(mask, labels.to(prediction.dtype), prediction)
 
-    def _check(self, x: Tensor, t: Tensor | None, pixel_mask: Tensor | None, labels: Tensor | None) -> None:
+    def _check(self, x: Tensor, pixel_mask: Tensor | None, labels: Tensor | None) -> None:
         config = self.config
         if x.ndim != 4 or x.shape[1] != config.in_channels or x.shape[2] != x.shape[3]:
             raise ValueError(
                 f"x must be square fields (batch, {config.in_channels}, size, size), got shape {tuple(x.shape)}"
             )
-        if config.use_conditioning and t is None:
-            raise ValueError("t must be given: the network is conditioned on the lead time, got None")
-        if t is not None and t.shape != x.shape[:1]:
-            raise ValueError(
-                f"t must have shape ({x.shape[0]},), one lead time per field, got {tuple(t.shape)}"
-            )
+        dtype = self.embeddings.patch_embeddings["projection"].weight.dtype
+        autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+        if not x.is_floating_point() or (x.dtype != dtype and not autocast):
+            raise TypeError(f"x must be of the dtype of the weights, {dtype}, got {x.dtype}")
         if pixel_mask is None:
             return
         output = (x.shape[0], config.out_channels, *x.shape[2:])
@@ -239,6 +248,28 @@ class ScOT(nn.Module):
                 f"pixel_mask must be boolean of shape {output[:2]} or {output}, "
                 f"got {pixel_mask.dtype} of shape {tuple(pixel_mask.shape)}"
             )
+
+
+def lead_times(t: Tensor | float, x: Tensor) -> Tensor:
+    """One lead time per field `(batch,)`, on the device of `x`, from that or from one number for all.
+
+    Raises:
+        TypeError: If `t` is complex.
+        ValueError: If `t` is neither.
+    """
+    times = t.to(x.device) if isinstance(t, Tensor) else torch.as_tensor(t, device=x.device)
+    if times.is_complex():
+        raise TypeError(f"t must be real, got {times.dtype}")
+    if not times.is_floating_point():
+        times = times.to(x.dtype)
+    if times.ndim == 0:
+        times = times.expand(x.shape[0])
+    if times.shape != x.shape[:1]:
+        raise ValueError(
+            f"t must have shape ({x.shape[0]},), one lead time per field, or be a number, "
+            f"got {tuple(times.shape)}"
+        )
+    return times
 
 
 @torch.no_grad()
@@ -258,7 +289,7 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
 def rollout(
     model: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
-    t: Tensor,
+    t: Tensor | float,
     steps: int | Sequence[float] = 1,
     all_steps: bool = False,
 ) -> Tensor:
@@ -268,7 +299,7 @@ def rollout(
         model: Maps fields `(batch, in_channels, size, size)` and lead times `(batch,)` to fields
             `(batch, out_channels, size, size)`. Input channels beyond `out_channels` are carried along.
         x: Initial fields `(batch, in_channels, size, size)`.
-        t: Total lead times `(batch,)`.
+        t: Total lead times `(batch,)`, or one number for all.
         steps: Number of equal steps, or the fraction of `t` each step covers.
         all_steps: Return the fields after every step rather than the last.
 
@@ -276,21 +307,22 @@ def rollout(
         Fields `(batch, out_channels, size, size)`, or `(batch, steps, out_channels, size, size)`.
 
     Raises:
-        ValueError: If there is no step or a fraction is not positive.
+        ValueError: If there is no step, a fraction is not positive, or `t` has another shape.
 
-    Example:
+    Examples:
         >>> decay = lambda x, t: x * torch.exp(-t).view(-1, 1, 1, 1)
         >>> float(rollout(decay, torch.ones(1, 1, 2, 2), torch.tensor([1.0]), steps=4)[0, 0, 0, 0])
         0.3678...
     """
-    fractions = [1 / max(steps, 1)] * steps if isinstance(steps, int) else list(steps)
-    if not fractions or any(fraction <= 0 for fraction in fractions):
+    count = operator.index(steps) if hasattr(steps, "__index__") and not isinstance(steps, Tensor) else None
+    fractions = list(steps) if count is None else [1 / max(count, 1)] * count  # type: ignore[arg-type]
+    if not fractions or not all(0 < fraction < math.inf for fraction in fractions):
         raise ValueError(
             f"steps must be an int >= 1 or a non-empty list of positive fractions, got {steps!r}"
         )
-    predictions = []
+    times, predictions = lead_times(t, x), []
     for fraction in fractions:
-        prediction = model(x, t * fraction)
+        prediction = model(x, times * fraction)
         predictions.append(prediction)
         x = torch.cat([prediction, x[:, prediction.shape[1] :]], dim=1)
     return torch.stack(predictions, dim=1) if all_steps else predictions[-1]

@@ -41,14 +41,18 @@ def navier_stokes(
         as the last channel.
 
     Raises:
-        ValueError: If a shape, a time or a coefficient does not fit.
+        TypeError: If the vorticity is neither float32 nor float64.
+        ValueError: If a shape, a time or a coefficient does not fit, or the solution does not stay finite because
+            there are too few steps.
 
-    Example:
+    Examples:
         >>> navier_stokes(torch.randn(2, 16, 16), [0.0, 0.1], viscosity=1e-2, num_steps=4).shape
         torch.Size([2, 2, 2, 16, 16])
     """
     if vorticity.ndim != 3 or vorticity.shape[1] != vorticity.shape[2]:
         raise ValueError(f"vorticity must have shape (batch, n, n), got {tuple(vorticity.shape)}")
+    if vorticity.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"vorticity must be float32 or float64, got {vorticity.dtype}")
     if tracer is not None and tracer.shape != vorticity.shape:
         raise ValueError(f"tracer must have the shape of vorticity, got {tuple(tracer.shape)}")
     if forcing is not None and forcing.shape not in (vorticity.shape, vorticity.shape[1:]):
@@ -56,12 +60,13 @@ def navier_stokes(
             f"forcing must have shape (n, n) or (batch, n, n) of vorticity, got {tuple(forcing.shape)}"
         )
     instants = [float(time) for time in times]
-    if not instants or instants[0] < 0 or any(b <= a for a, b in pairwise(instants)):
+    rising = all(a < b for a, b in pairwise([*instants, math.inf]))  # NaN is not
+    if not instants or instants[0] < 0 or not rising:
         raise ValueError(f"times must be increasing and not negative, got {instants}")
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     for name, value in (("viscosity", viscosity), ("diffusivity", diffusivity)):
-        if value < 0:
+        if not 0 <= value < math.inf:
             raise ValueError(f"{name} must not be negative, got {value}")
 
     operators = _Operators(vorticity, forcing)
@@ -78,7 +83,16 @@ def navier_stokes(
         if tracer is not None:
             velocity = torch.cat([velocity, torch.fft.irfft2(state[:, 1:], s=vorticity.shape[1:])], dim=1)
         snapshots.append(velocity)
-    return torch.stack(snapshots, dim=1)
+    solution = torch.stack(snapshots, dim=1)
+    if not bool(solution.isfinite().all()):
+        given = (field for field in (*fields, forcing) if field is not None)
+        cause = (
+            "num_steps must be larger for these fields"
+            if all(bool(f.isfinite().all()) for f in given)
+            else ("vorticity, tracer and forcing must be finite")
+        )
+        raise ValueError(f"{cause}, got a solution with NaN or infinity at num_steps={num_steps}")
+    return solution
 
 
 class _Operators:
@@ -138,7 +152,12 @@ def sine_vorticity(batch: int, n: int, *, modes: int = 4, generator: torch.Gener
 
     Returns:
         Vorticity `(batch, n, n)`, float64.
+
+    Raises:
+        ValueError: If the grid does not resolve the modes.
     """
+    if not 1 <= modes < n / 2:
+        raise ValueError(f"modes must be in [1, n / 2 = {n / 2}), got {modes}")
     place = torch.arange(n, dtype=torch.float64) / n
     wave = torch.arange(1, modes + 1, dtype=torch.float64)
     amplitude = 2 * torch.rand(batch, modes, modes, generator=generator, dtype=torch.float64) - 1
@@ -161,7 +180,12 @@ def gaussian_vorticity(
 
     Returns:
         Vorticity `(batch, n, n)`, float64, mean 0.
+
+    Raises:
+        ValueError: If there is no vortex or no grid.
     """
+    if vortices < 1 or n < 4:
+        raise ValueError(f"vortices must be at least 1 and n at least 4, got {vortices} and {n}")
     strength, width, x, y = torch.rand(4, batch, vortices, 1, generator=generator, dtype=torch.float64)
     place = torch.arange(n, dtype=torch.float64) / n
     width = 0.05 + 0.05 * width

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+# Of the fluid problems that Poseidon was pretrained on: density, two velocities, pressure (official code).
+FLUID_MEAN = (0.80, 0.0, 0.0, 0.0)
+FLUID_STD = (0.31, 0.391, 0.356, 0.185)
 
 
 class All2AllPairs(Sequence[tuple[int, int]]):
@@ -26,7 +32,7 @@ class All2AllPairs(Sequence[tuple[int, int]]):
     Raises:
         ValueError: If an argument is out of range or no pair is left.
 
-    Example:
+    Examples:
         >>> pairs = All2AllPairs(15, step=2)
         >>> len(pairs), pairs[1], list(All2AllPairs(3, allowed=[1]))
         (36, (0, 2), [(0, 1), (1, 2)])
@@ -69,6 +75,17 @@ class All2AllPairs(Sequence[tuple[int, int]]):
         return i, j
 
 
+class Snapshots(Protocol):
+    """Trajectories that stay where they are until a snapshot is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(n, K + 1, channels, size, size)`."""
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        """One snapshot `(channels, size, size)`."""
+
+
 class All2AllDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Map-style dataset of `(input field, lead time, target field)` over trajectories and pairs of snapshots.
 
@@ -76,18 +93,22 @@ class All2AllDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     the trajectories are neither copied nor changed.
 
     Args:
-        trajectories: Snapshots `(n, K + 1, channels, size, size)`, real and finite.
+        trajectories: Snapshots `(n, K + 1, channels, size, size)`, real and finite. Besides a tensor, anything
+            with that `shape` whose `[n, k]` is one snapshot as NumPy takes it: an HDF5 or zarr array, or a
+            memory map. It is read snapshot by snapshot, when a sample asks for it, as float32.
         times: Times of the snapshots `(K + 1,)`, increasing.
-        mean: Mean of every channel `(channels,)`; 0 if `None`.
+        mean: Mean of every channel `(channels,)`; 0 if `None`. The published models want `FLUID_MEAN` and
+            `FLUID_STD` for density, two velocities and pressure.
         std: Standard deviation of every channel `(channels,)`; 1 if `None`.
         pairs: Which pairs are samples; all of them, identity included, if `None`.
         time_scale: Time that counts as lead time 1, in the unit of `times`. Fine-tuning must use a scale that
             means the same as in pretraining (20 steps in the published models).
 
     Raises:
+        TypeError: If the trajectories are complex.
         ValueError: If shapes do not fit, a value is not finite, or a scale is not positive.
 
-    Example:
+    Examples:
         >>> data = All2AllDataset(torch.randn(5, 3, 1, 8, 8), torch.tensor([0.0, 0.5, 1.0]))
         >>> x, t, y = data[2]
         >>> len(data), float(t), x.shape
@@ -96,43 +117,52 @@ class All2AllDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __init__(
         self,
-        trajectories: Tensor,
-        times: Tensor,
-        mean: Tensor | None = None,
-        std: Tensor | None = None,
+        trajectories: Tensor | Snapshots,
+        times: Tensor | Sequence[float],
+        mean: Tensor | Sequence[float] | None = None,
+        std: Tensor | Sequence[float] | None = None,
         *,
         pairs: All2AllPairs | None = None,
         time_scale: float = 1.0,
     ) -> None:
-        if trajectories.ndim != 5 or trajectories.shape[-1] != trajectories.shape[-2]:
+        if len(trajectories.shape) != 5 or trajectories.shape[-1] != trajectories.shape[-2]:
             raise ValueError(
                 "trajectories must have shape (n, snapshots, channels, size, size), "
                 f"got {tuple(trajectories.shape)}"
             )
-        if not torch.isfinite(trajectories).all():
+        like = trajectories if isinstance(trajectories, Tensor) else torch.empty(0)
+        if like.is_complex():
+            raise TypeError(f"trajectories must be real, got {like.dtype}")
+        if not torch.isfinite(like).all():
             raise ValueError("trajectories must be finite, got NaN or infinity")
         snapshots, channels = trajectories.shape[1:3]
-        if times.shape != (snapshots,) or not bool((times.diff() > 0).all()):
+        times = torch.as_tensor(times)
+        if times.shape != (snapshots,) or not bool((times.diff() > 0).all() and times.isfinite().all()):
             raise ValueError(f"times must be {snapshots} increasing numbers, got {times.tolist()}")
-        if time_scale <= 0:
+        if not 0 < time_scale < math.inf:
             raise ValueError(f"time_scale must be positive, got {time_scale}")
-        mean = trajectories.new_zeros(channels) if mean is None else mean.to(trajectories)
-        std = trajectories.new_ones(channels) if std is None else std.to(trajectories)
+        fields = like.dtype if like.is_floating_point() else torch.float32  # whole numbers are divided too
+        mean = torch.zeros(channels) if mean is None else torch.as_tensor(mean)
+        std = torch.ones(channels) if std is None else torch.as_tensor(std)
         for name, value in (("mean", mean), ("std", std)):
             if value.shape != (channels,):
                 raise ValueError(f"{name} must have shape ({channels},), got {tuple(value.shape)}")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{name} must be finite, got {value.tolist()}")
         if not bool((std > 0).all()):
             raise ValueError(f"std must be positive, got {std.tolist()}")
+        mean, std = mean.to(like.device, fields), std.to(like.device, fields)
         pairs = All2AllPairs(snapshots) if pairs is None else pairs
         if pairs.num_snapshots > snapshots:
             raise ValueError(f"pairs must be over at most {snapshots} snapshots, got {pairs.num_snapshots}")
         self.trajectories = trajectories
-        self.times = times.to(trajectories) / time_scale
+        # Differences of half-precision times would be coarse.
+        self.times = times.to(like.device, torch.promote_types(fields, torch.float32)) / time_scale
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
         self.pairs = pairs
 
     def __len__(self) -> int:
-        return len(self.trajectories) * len(self.pairs)
+        return int(self.trajectories.shape[0]) * len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         if not -len(self) <= index < len(self):
@@ -151,8 +181,18 @@ class All2AllDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         """
         trajectory = indices // len(self.pairs)
         i, j = self.pairs.pairs[indices % len(self.pairs)].unbind(1)
-        x, y = (self.trajectories[trajectory, snapshot] for snapshot in (i, j))
+        x, y = (self._read(trajectory, snapshot) for snapshot in (i, j))
         return (x - self.mean) / self.std, self.times[j] - self.times[i], (y - self.mean) / self.std
+
+    def _read(self, trajectories: Tensor, snapshots: Tensor) -> Tensor:
+        if isinstance(self.trajectories, Tensor):
+            return self.trajectories[trajectories, snapshots]
+        places = list(zip(trajectories.tolist(), snapshots.tolist(), strict=True))
+        fields = [torch.as_tensor(self.trajectories[place], dtype=torch.float32) for place in places]
+        for place, field in zip(places, fields, strict=True):
+            if not bool(field.isfinite().all()):
+                raise ValueError(f"trajectories must be finite, got NaN or infinity in snapshot {place}")
+        return torch.stack(fields)
 
 
 def group_loss(prediction: Tensor, target: Tensor, groups: Sequence[int], p: int = 1) -> Tensor:
@@ -168,17 +208,20 @@ def group_loss(prediction: Tensor, target: Tensor, groups: Sequence[int], p: int
         p: 1 or 2.
 
     Returns:
-        A scalar.
+        A scalar, in float32 at least; 0 for an empty batch.
 
     Raises:
+        TypeError: If a field is complex.
         ValueError: If shapes differ, the groups do not cover the channels, or `p` is neither 1 nor 2.
 
-    Example:
+    Examples:
         >>> target = torch.ones(1, 2, 4, 4)
         >>> float(group_loss(1.5 * target, target, (1, 1)))
         0.5
     """
-    _check_fields(prediction, target, groups, p)
+    prediction, target = _checked(prediction, target, groups, p)
+    if prediction.numel() == 0:
+        return prediction.sum()
     error = ((prediction - target).abs() ** p).split(list(groups), dim=1)
     size = (target.abs() ** p).split(list(groups), dim=1)
     return torch.stack([e.mean() / (s.mean() + 1e-10) for e, s in zip(error, size, strict=True)]).mean()
@@ -197,23 +240,25 @@ def relative_error(prediction: Tensor, target: Tensor, groups: Sequence[int], p:
         p: 1 or 2.
 
     Returns:
-        Errors `(batch, len(groups))`.
+        Errors `(batch, len(groups))`, in float32 at least.
 
     Raises:
+        TypeError: As `group_loss`.
         ValueError: As `group_loss`.
 
-    Example:
+    Examples:
         >>> relative_error(torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), 4.0), (1,))
         tensor([[25.]])
     """
-    _check_fields(prediction, target, groups, p)
+    prediction, target = _checked(prediction, target, groups, p)
     error = ((prediction - target).abs() ** p).sum(dim=(2, 3)).split(list(groups), dim=1)
     size = (target.abs() ** p).sum(dim=(2, 3)).split(list(groups), dim=1)
     ratios = [e.sum(dim=1) / s.sum(dim=1).clamp_min(1e-10) for e, s in zip(error, size, strict=True)]
     return 100 * torch.stack(ratios, dim=1) ** (1 / p)
 
 
-def _check_fields(prediction: Tensor, target: Tensor, groups: Sequence[int], p: int) -> None:
+def _checked(prediction: Tensor, target: Tensor, groups: Sequence[int], p: int) -> tuple[Tensor, Tensor]:
+    """Both fields in float32 at least: sums over 128 x 128 points leave the range of float16."""
     if prediction.ndim != 4 or prediction.shape != target.shape:
         raise ValueError(
             "prediction and target must have one shape (batch, channels, size, size), "
@@ -225,3 +270,7 @@ def _check_fields(prediction: Tensor, target: Tensor, groups: Sequence[int], p: 
         )
     if p not in (1, 2):
         raise ValueError(f"p must be 1 or 2, got {p}")
+    if prediction.is_complex() or target.is_complex():
+        raise TypeError(f"prediction and target must be real, got {prediction.dtype} and {target.dtype}")
+    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    return prediction.to(dtype), target.to(dtype)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from poseidon_lite.config import ScOTConfig
@@ -18,6 +20,8 @@ from poseidon_lite.model import ScOT
 
 # Tables that older files store and that follow from the window size.
 DERIVED = ("relative_coords_table", "relative_position_index")
+_WRAPPERS = re.compile(r"^((model|module|_orig_mod)\.)+")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What depends on the channels of a problem, and so starts afresh on another one.
 PROBLEM_SPECIFIC = ("embeddings.patch_embeddings.", "patch_recovery.")
 
@@ -25,7 +29,7 @@ PROBLEM_SPECIFIC = ("embeddings.patch_embeddings.", "patch_recovery.")
 def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Bring a published state dict into the names of `ScOT`.
 
-    Strips a leading `model.` and drops stored tables that are computed here.
+    Strips the prefixes of wrappers (`model.`, `module.`, `_orig_mod.`) and drops stored tables that are computed here.
 
     Args:
         state_dict: Tensors by name.
@@ -33,15 +37,19 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         A new dict holding the same tensors.
 
-    Example:
+    Raises:
+        ValueError: If two names are the same without their prefixes.
+
+    Examples:
         >>> list(convert_state_dict({"model.patch_recovery.mixup.weight": torch.zeros(1)}))
         ['patch_recovery.mixup.weight']
     """
-    return {
-        name.removeprefix("model."): tensor
-        for name, tensor in state_dict.items()
-        if not name.endswith(DERIVED)
-    }
+    names = {name: _WRAPPERS.sub("", name) for name in state_dict if not name.endswith(DERIVED)}
+    if len(set(names.values())) < len(names):
+        raise ValueError(
+            f"state_dict must name each weight once, prefixes aside, got {sorted(names)[:4]} ..."
+        )
+    return {bare: state_dict[name] for name, bare in names.items()}
 
 
 def load_poseidon(
@@ -58,7 +66,9 @@ def load_poseidon(
     initialised afresh and every other weight is kept.
 
     Args:
-        path: A `.safetensors` file, or a folder with `model.safetensors`. A `config.json` beside it is read.
+        path: A `.safetensors` file, or a folder with `model.safetensors` or with shards and their index. A
+            `config.json` beside it is read. A name such as `"camlab-ethz/Poseidon-T"` that is no path here is
+            looked up at the Hugging Face hub (extra `hub`).
         in_channels: Channels of the input fields; those of the checkpoint if `None`.
         out_channels: Channels of the output fields; those of the checkpoint if `None`.
         config: Architecture of the checkpoint. If `None` it is read from `config.json` and the shapes of the
@@ -70,16 +80,16 @@ def load_poseidon(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If weights are missing, unknown or of another shape than the architecture has; all are named.
+        ImportError: If `path` can only be a name at the hub and the extra `hub` is not installed.
+        ValueError: If a file is not safetensors, or weights are missing, unknown or of another shape than the
+            architecture has; all are named.
     """
+    if not Path(path).exists() and _HUB_ID.fullmatch(str(path)) and not str(path).endswith(".safetensors"):
+        path = _from_hub(str(path))
     path = Path(path)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"path must be a safetensors file or a folder with model.safetensors, got {path}"
-        )
-    weights = convert_state_dict(load_file(file))
-    stored = config if config is not None else _infer_config(weights, file.with_name("config.json"))
+    weights = convert_state_dict(_read(path))
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    stored = config if config is not None else _infer_config(weights, beside)
     wanted = replace(
         stored,
         in_channels=stored.in_channels if in_channels is None else in_channels,
@@ -107,6 +117,60 @@ def load_poseidon(
         {name: model.state_dict()[name] if name in fresh else weights[name] for name in own}
     )
     return model
+
+
+def save_poseidon(model: ScOT, folder: str | Path) -> None:
+    """Write what `load_poseidon` reads: `model.safetensors` and, with all that shapes do not tell, `config.json`.
+
+    Args:
+        model: The network; of a wrapped one, its weights are found by their names.
+        folder: Made if it is not there.
+
+    Raises:
+        TypeError: If there is no `ScOT` inside `model`.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_poseidon(ScOT(ScOTConfig.tiny(window_size=2)), folder)
+        ...     load_poseidon(folder).config.window_size
+        2
+    """
+    inner = next((module for module in model.modules() if isinstance(module, ScOT)), None)
+    if inner is None:
+        raise TypeError(f"model must be a ScOT or hold one, got {type(model).__name__}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in inner.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    told = asdict(inner.config) | {"residual_model": "convnext", "use_absolute_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, or of the file or the shards in a folder."""
+    file, index = path / "model.safetensors" if path.is_dir() else path, path / "model.safetensors.index.json"
+    if not file.is_file() and index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return {name: tensor for shard in shards for name, tensor in _read(path / shard).items()}
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"path must be a safetensors file or a folder with model.safetensors, got {path}"
+        )
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"path must be a safetensors file, got {file}: {error}") from error
+
+
+def _from_hub(name: str) -> str:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(
+            f"path {name!r} is no file here; to look it up at the hub: pip install 'poseidon-lite[hub]'"
+        ) from error
+    return str(snapshot_download(name, allow_patterns=["config.json", "model*.safetensors*"]))
 
 
 def _infer_config(weights: Mapping[str, Tensor], config_file: Path) -> ScOTConfig:
@@ -182,7 +246,7 @@ def finetune_groups(
     Raises:
         ValueError: If a rate or the decay is negative, or nothing is trainable.
 
-    Example:
+    Examples:
         >>> optimizer = torch.optim.AdamW(finetune_groups(ScOT(ScOTConfig.tiny())))
         >>> [(group["name"], group["lr"]) for group in optimizer.param_groups]
         [('embedding', 0.0005), ('decay', 5e-05), ('time', 0.0005), ('no decay', 5e-05)]
@@ -193,8 +257,13 @@ def finetune_groups(
         "time": (learning_rate_time, 0.0),
         "no decay": (learning_rate, 0.0),
     }
-    for name in ("learning_rate", "learning_rate_embedding", "learning_rate_time", "weight_decay"):
-        if (value := locals()[name]) < 0:
+    for name, value in {
+        "learning_rate": learning_rate,
+        "learning_rate_embedding": learning_rate_embedding,
+        "learning_rate_time": learning_rate_time,
+        "weight_decay": weight_decay,
+    }.items():
+        if not value >= 0:
             raise ValueError(f"{name} must not be negative, got {value}")
     time = _parameters_within(model, TimeConditionedLayerNorm)
     norms = time | _parameters_within(model, nn.LayerNorm)
