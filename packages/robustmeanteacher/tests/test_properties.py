@@ -292,7 +292,7 @@ def test_adaptation_leaves_the_global_generator_alone(build, network, images):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_dtype_is_that_of_the_input(build, build_network, draw_images, dtype):
     adapter = build(build_network(dtype=dtype), prototypes=torch.randn(4, 6, dtype=dtype))
     assert adapter(draw_images(dtype=dtype)).dtype == dtype

@@ -1,12 +1,12 @@
 """The same numbers from outside the code: naive loops, hand-written steps, other processes."""
 
 import copy
+import importlib.util
 import math
-import os
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,10 +20,13 @@ from robustmeanteacher import (
     SlidingWindow,
     TestTimeAugment,
     corrupt,
+    evaluate_stream,
     nearest_prototypes,
     prototype_contrastive_loss,
     source_prototypes,
     symmetric_cross_entropy,
+    symmetric_cross_entropy_gradient,
+    use_batch_statistics,
 )
 
 
@@ -84,9 +87,10 @@ def test_the_nearest_prototype_is_the_one_of_largest_cosine():
     assert torch.equal(nearest_prototypes(features, prototypes), expected)
 
 
-def test_prototypes_stop_after_the_batch_that_reaches_the_cap():
+@pytest.mark.parametrize("cap", [3, 4])
+def test_prototypes_stop_after_the_batch_that_reaches_the_cap(cap):
     batches = [(torch.full((2, 1), float(index)), torch.tensor([0, 1])) for index in range(5)]
-    assert source_prototypes(lambda x: x, batches, 2, max_samples=3).tolist() == [[0.5], [0.5]]
+    assert source_prototypes(lambda x: x, batches, 2, max_samples=cap).tolist() == [[0.5], [0.5]]
 
 
 # --- one step of adaptation, written out ------------------------------------------------------------
@@ -190,6 +194,245 @@ def test_weight_norm_by_hooks_can_be_copied():
     torch.testing.assert_close(teacher(images), student(images))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_in_half_precision_moves_as_far_as_one_in_single(dtype):
+    student = nn.Sequential(nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3)).to(dtype)
+    with torch.no_grad():
+        student[0].weight.fill_(0.125)
+    teacher = EMATeacher(student, 0.999, buffers="ema")
+    with torch.no_grad():
+        student[0].weight.add_(0.25)
+    student[1].running_mean.add_(0.25)
+    for _ in range(100):
+        teacher.update(student)
+    moved = 0.25 * (1 - 0.999**100)  # 0.0238; a bfloat16 average moves by 0.0099
+    assert teacher.module[0].weight.dtype == dtype
+    precision = {"atol": 0.125 * torch.finfo(dtype).eps, "rtol": 0}
+    found = teacher.module[0].weight.float() - 0.125
+    torch.testing.assert_close(found, torch.full((3, 4), moved), **precision)
+    torch.testing.assert_close(teacher.module[1].running_mean.float(), torch.full((3,), moved), **precision)
+    single = teacher.float()  # gives what was averaged, not what it was rounded to
+    torch.testing.assert_close(single.module[0].weight, torch.full((3, 4), 0.125 + moved), atol=1e-6, rtol=0)
+    assert [name for name in single.state_dict() if name.startswith("average")] == []
+
+
+def test_averages_of_half_precision_survive_files_and_casts_and_yield_to_loaded_weights():
+    student = nn.Linear(4, 3, bias=False).bfloat16()
+    nn.init.zeros_(student.weight)
+    first, second = EMATeacher(student), EMATeacher(student)
+    nn.init.ones_(student.weight)
+    for _ in range(10):
+        first.update(student)
+    second.load_state_dict(first.state_dict())
+    second.to("cpu", torch.bfloat16)
+    for teacher in (first, second):
+        for _ in range(10):
+            teacher.update(student)
+        expected = torch.full((3, 4), 1 - 0.999**20)
+        torch.testing.assert_close(teacher.average_0, expected, atol=1e-6, rtol=0)
+    first.module.load_state_dict(student.state_dict())  # behind the teacher's back
+    first.update(student)
+    assert torch.equal(first.module.weight, student.weight)
+
+
+def test_a_teacher_may_be_cast_to_half_precision_afterwards():
+    student = nn.Linear(4, 3, bias=False)
+    nn.init.zeros_(student.weight)
+    teacher = EMATeacher(student).bfloat16()
+    nn.init.ones_(student.weight)
+    for _ in range(100):
+        teacher.update(student)
+    torch.testing.assert_close(teacher.average_0, torch.full((3, 4), 1 - 0.999**100), atol=1e-6, rtol=0)
+    with pytest.raises(
+        ValueError, match="model must be of the architecture that was copied, 1 tensors, got 2"
+    ):
+        teacher.update(nn.Linear(4, 3))
+
+
+def test_losses_and_nearest_prototypes_in_half_precision_are_those_in_single():
+    p, q = normal(4, 9).bfloat16(), normal(4, 9, seed=1).bfloat16()
+    for function in (symmetric_cross_entropy, symmetric_cross_entropy_gradient):
+        torch.testing.assert_close(function(p, q), function(p.float(), q.float()))
+    # Prototypes that bfloat16 can tell apart, but whose similarities it cannot.
+    prototypes = torch.tensor([[1.0, 0.0], [1.0, 0.0625], [1.0, 0.125]]).bfloat16()
+    features = torch.tensor([[1.0, 0.046875], [1.0, 0.109375]]).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nearest_prototypes(features, prototypes).tolist() == [1, 2]
+
+
+# --- models as others build them --------------------------------------------------------------------
+
+
+class Wrapped(nn.Module):
+    """Gives its logits as a model hub's classes do, and calls its last layer by keyword."""
+
+    def __init__(self, network, kind):
+        super().__init__()
+        self.body, self.head, self.kind = network[:7], network[7], kind
+
+    def forward(self, images):
+        logits = self.head(input=self.body(images))
+        kinds = {"object": SimpleNamespace(loss=None, logits=logits), "mapping": {"logits": logits}}
+        return (kinds | {"tuple": (logits,)})[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["object", "mapping"])
+def test_a_model_may_return_an_output_with_logits(build, build_network, draw_images, kind):
+    batches = [draw_images(seed=seed) for seed in range(2)]
+    found = []
+    for model, split in ((build_network(), "7"), (Wrapped(build_network(), kind), "head")):
+        source = [(draw_images(seed=9), torch.arange(8) % 4)]
+        adapter = build(model, split=split, source=source, source_weight=1.0, augment=lambda x: x * 0.9)
+        adapter.warm_up(source, 1)
+        found.append([*(adapter(batch) for batch in batches), adapter.predict(batches[0])])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    stream = [(batches[0], torch.arange(8) % 4, "day")]
+    plain, wrapped = build_network(), Wrapped(build_network(), kind)
+    assert evaluate_stream(plain, stream).mean == evaluate_stream(wrapped, stream).mean
+
+
+def test_compiled_models_adapt_under_the_names_that_they_have_without(build, build_network, draw_images):
+    batches = [draw_images(seed=seed) for seed in range(2)]
+    adapters = []
+    for compiled, split in ((False, "7"), (True, "7"), (True, "_orig_mod.7")):
+        network = build_network()
+        model = torch.compile(network, backend="eager") if compiled else network
+        adapters.append(build(model, split=split, augment=lambda x: x * 0.9))
+        assert adapters[-1].release() is network
+        assert EMATeacher(model).state_dict().keys() == EMATeacher(network).state_dict().keys()
+    plain, *others = adapters
+    for batch in batches:
+        expected = plain(batch)
+        assert all(torch.equal(other(batch), expected) for other in others)
+    for other in others:
+        assert other.state_dict().keys() == plain.state_dict().keys()
+        other.load_state_dict(plain.state_dict())
+
+
+def test_compiled_parts_of_a_model_adapt_as_they_would_uncompiled(build, build_network, draw_images):
+    plain, part, inside = build_network(), build_network(), build_network()
+    inside.compile(backend="eager")
+    augment = lambda x: x * 0.9  # noqa: E731
+    adapters = [build(plain, augment=augment), build(inside, augment=augment)]
+    nested = nn.Sequential(torch.compile(part[:7], backend="eager"), part[7])
+    adapters.append(build(nested, split="1", augment=augment))
+    for count in (8, 5, 8):
+        expected, *others = (adapter(draw_images(count=count, seed=count)) for adapter in adapters)
+        for found in others:
+            torch.testing.assert_close(found, expected)
+
+
+def test_requests_of_any_size_need_no_window_without_batch_norm(build, build_network, draw_images):
+    network = build_network()
+    network[1] = nn.GroupNorm(1, 5).double()
+    adapter = build(network)
+    for updates, count in enumerate((16, 7, 1, 16), start=1):
+        assert adapter(draw_images(count=count)).shape == (count, 4)
+        assert adapter.num_updates == updates
+
+
+def test_the_progress_of_the_adaptation_can_be_watched(build, build_network, images, tmp_path):
+    adapter = build(contrastive_weight=0.0, augment=lambda x: x * 0.9)
+    assert adapter.last_loss.isnan()
+    student = build_network()
+    use_batch_statistics(student)
+    plain, augmented = student(images), student(images * 0.9)
+    expected = symmetric_cross_entropy(plain, plain) + symmetric_cross_entropy(augmented, plain)
+    adapter.warm_up([images], 2)
+    assert (adapter.num_updates.item(), adapter.last_loss.isnan().item()) == (0, True)
+    adapter = build(contrastive_weight=0.0, augment=lambda x: x * 0.9)
+    adapter(images)
+    torch.testing.assert_close(adapter.last_loss, 0.5 * expected.detach())
+    adapter(images)
+    adapter.predict(images)
+    assert adapter.num_updates.item() == 2
+    adapter.save(tmp_path / "state.safetensors")
+    adapter.reset()
+    assert (adapter.num_updates.item(), adapter.last_loss.isnan().item()) == (0, True)
+    adapter.load(tmp_path / "state.safetensors")
+    assert adapter.num_updates.item() == 2
+    old = adapter.state_dict()
+    del old["num_updates"]  # a state of version 0.1
+    adapter.load_state_dict(old)
+    assert adapter.num_updates.item() == 0
+
+
+def test_an_adapter_can_be_copied_with_its_loader_and_its_generator(build, draw_images):
+    pairs = torch.utils.data.TensorDataset(draw_images(seed=9), torch.arange(8) % 4)
+    source = torch.utils.data.DataLoader(pairs, batch_size=8)
+    adapter = build(source=source, source_weight=1.0)
+    adapter(draw_images(seed=1))
+    other, before = copy.deepcopy(adapter), copy.deepcopy(adapter.state_dict())
+    found = [other(draw_images(seed=seed)) for seed in (2, 3)]
+    assert all(
+        torch.equal(before[key], value)
+        for key, value in adapter.state_dict().items()
+        if key in before and key != "_extra_state"
+    )
+    expected = [adapter(draw_images(seed=seed)) for seed in (2, 3)]
+    assert all(torch.equal(one, another) for one, another in zip(found, expected, strict=True))
+
+
+def test_an_augmentation_may_write_into_what_it_is_given(build, build_network, images):
+    kept = images.clone()
+    inplace, plain = (build(build_network(), augment=f) for f in (lambda x: x.mul_(0.5), lambda x: x * 0.5))
+    for _ in range(2):
+        assert torch.equal(inplace(images), plain(kept))
+        assert torch.equal(images, kept)
+    assert isinstance(
+        build(build_network(), augment=nn.Sequential())._augment, nn.Sequential
+    )  # empty, and so false
+
+
+def test_prototypes_of_another_dtype_are_taken_to_that_of_the_model(build, build_network, draw_images):
+    """Prototypes taken in single precision, the model served in half."""
+    prototypes = torch.randn(4, 6, generator=torch.Generator().manual_seed(7))
+    adapter = build(build_network(dtype=torch.bfloat16), prototypes=prototypes, augment=lambda x: x * 0.9)
+    assert {parameter.dtype for parameter in adapter.projector.parameters()} == {torch.bfloat16}
+    before = adapter.projector[0].weight.clone()
+    assert adapter(draw_images(dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert adapter.last_loss.dtype == torch.float32
+    assert not torch.equal(adapter.projector[0].weight, before)
+
+
+def test_numbers_may_come_from_numpy(build, images, tmp_path):
+    import numpy as np
+
+    numbers = {"source_weight": np.float32(0), "momentum": np.float32(0.5), "projection_dim": np.int64(16)}
+    adapter = build(**numbers)
+    adapter(images)
+    adapter.save(tmp_path / "state.safetensors")
+    build(momentum=0.5, projection_dim=16).load(tmp_path / "state.safetensors")
+    assert SlidingWindow(adapter, np.int64(4)).window == 4
+    with pytest.raises(TypeError, match=r"projection_dim must be an integer, got 16\.0"):
+        RobustMeanTeacherConfig(projection_dim=16.0)
+
+
+def test_labels_of_small_integer_types_are_counted_right():
+    logits = torch.eye(30)
+    stream = [(logits, torch.arange(30, dtype=torch.uint8), "day")]
+    assert torch.equal(evaluate_stream(lambda x: x, stream).confusion, torch.eye(30, dtype=torch.long))
+    found = source_prototypes(lambda x: x, [stream[0][:2]], 30)
+    assert torch.equal(found, logits)
+
+
+def test_source_labels_may_be_soft(build, build_network, draw_images):
+    """Those of mixed images; one-hot ones are the classes themselves."""
+    classes = torch.arange(8) % 4
+    outputs = []
+    for labels in (classes, torch.eye(4, dtype=torch.float64)[classes]):
+        adapter = build(
+            build_network(),
+            source=[(draw_images(seed=9), labels)],
+            source_weight=1.0,
+            augment=lambda x: x * 0.9,
+        )
+        outputs.append([adapter(draw_images(seed=seed)) for seed in (1, 2)])
+    for one, other in zip(*outputs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 # --- single samples ---------------------------------------------------------------------------------
 
 
@@ -226,7 +469,68 @@ def test_without_batch_statistics_only_the_new_sample_is_predicted(build, draw_i
     window = SlidingWindow(adapter, window=3)
     for image in draw_images(count=3):
         window(image[None])
-    assert sizes == [1, 1, 3, 3]  # the last two: the window and its augmented view
+    assert sizes == [1, 1, 6]  # the last: the window and its augmented view, in one pass
+
+
+def test_requests_of_any_size_have_one_entry_that_can_be_reset_and_carried_on(build, draw_images):
+    stream = draw_images(count=18, seed=3)
+    serve, adapter = (build(augment=lambda x: x * 0.9) for _ in range(2))
+    window = SlidingWindow(serve, window=4)
+    requests = stream.split([2, 1, 7, 1, 5, 2])
+    memory = torch.empty_like(stream)
+
+    def answer(request):  # as a server that reads every request into the same memory
+        return window(memory[: len(request)].copy_(request))
+
+    found = [answer(request) for request in requests]
+    expected = [
+        adapter.predict(stream[:2]),
+        adapter.predict(stream[:3])[2:],
+        adapter.adapt(stream[3:10]),  # larger than the window: whole
+        adapter.predict(stream[7:11])[3:],
+        adapter.adapt(stream[11:16]),
+        adapter.predict(stream[14:])[2:],
+    ]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert adapter.num_updates == serve.num_updates == 2
+
+    window.reset()
+    again = [answer(request) for request in requests[:4]]
+    assert all(torch.equal(one, other) for one, other in zip(again, found, strict=False))
+    other = SlidingWindow(build(augment=lambda x: x * 0.9), window=4)
+    other.load_state_dict(copy.deepcopy(window.state_dict()))
+    for request, expected in zip(requests[4:], found[4:], strict=True):
+        assert torch.equal(other(request), expected)
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "source"])
+def test_two_views_share_a_pass_where_no_layer_uses_batch_statistics(
+    build, build_network, draw_images, batch_norm
+):
+    sizes, adapters = [], []
+    for one_pass in (True, False):
+        network = build_network()
+        adapters.append(build(network, batch_norm=batch_norm, augment=lambda x: x * 0.9))
+        adapters[-1]._one_pass &= one_pass
+    adapters[0].student.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    for seed in range(2):
+        images = draw_images(seed=seed)
+        torch.testing.assert_close(adapters[0](images), adapters[1](images))
+    for one, other in zip(*(adapter.student.parameters() for adapter in adapters), strict=True):
+        torch.testing.assert_close(one, other)
+    assert sizes == ([8, 8] * 2 if batch_norm == "batch" else [16] * 2)
+
+
+def test_two_views_stay_apart_where_they_would_meet_or_do_not_fit(build, build_network, images):
+    network = build_network()
+    network[1] = nn.BatchNorm2d(5, track_running_stats=False).double().eval()
+    sizes = []
+    for model, augment in ((network, lambda x: x * 0.9), (build_network(), lambda x: x[..., 1:, 1:])):
+        adapter = build(model, batch_norm="source", augment=augment)
+        model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+        adapter(images)
+    assert sizes == [8, 8] * 2
 
 
 # --- images, pixel by pixel ---------------------------------------------------------------------------
@@ -246,6 +550,32 @@ def some_photos(height=6, width=8):
 
 def test_an_augmentation_of_nothing_is_the_identity():
     torch.testing.assert_close(still()(some_photos()), some_photos())
+
+
+def test_normalised_images_are_augmented_as_the_images_they_were():
+    images = some_photos()
+    for mean, std in (((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (0.5, 0.25)):
+        plain, normalised = (
+            TestTimeAugment(generator=torch.Generator().manual_seed(0), **numbers)
+            for numbers in ({}, {"mean": mean, "std": std})
+        )
+        centre, spread = (
+            torch.tensor(numbers, dtype=torch.float64).reshape(-1, 1, 1) for numbers in (mean, std)
+        )
+        expected = (plain(images) - centre) / spread
+        torch.testing.assert_close(normalised((images - centre) / spread), expected)
+
+
+@pytest.mark.parametrize("change", [TestTimeAugment, lambda generator: lambda x: corrupt(x, "rotation", 5)])
+def test_images_in_half_precision_are_moved_to_where_those_in_single_are(change):
+    images = torch.zeros(1, 1, 64, 64, dtype=torch.bfloat16)
+    images[..., ::8] = 1
+    half, single = (
+        change(generator=torch.Generator().manual_seed(0))(images.to(dtype))
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), single, atol=0.01, rtol=0)
 
 
 def test_colours_are_those_of_colorsys():
@@ -353,21 +683,34 @@ def test_the_losses_are_one_graph_each():
     torch.testing.assert_close(compiled(*inputs), losses(*inputs))
 
 
-def test_two_processes_take_one_step_together(tmp_path):
-    # They meet at this process's store, which outlives both.
+@pytest.fixture
+def two_ranks(tmp_path, monkeypatch):
+    """What two processes found that adapted together; this one is the first, so torch is loaded once more only."""
+    path = Path(__file__).with_name("distributed_worker.py")
+    spec = importlib.util.spec_from_file_location("robustmeanteacher_distributed_worker", path)
+    worker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(worker)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     store = torch.distributed.TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=worker.LIMIT
     )
-    worker = Path(__file__).with_name("distributed_worker.py")
-    command = [sys.executable, str(worker), str(tmp_path), str(store.port)]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    other = subprocess.Popen([sys.executable, str(path), str(tmp_path), str(store.port)])
     try:
-        assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+        with torch.random.fork_rng():
+            first = worker.adapt_together(store, 0)
+        store.wait(["rank 1 is done"])
+        store.set("rank 0 is done", "")
+        assert other.wait(timeout=300) == 0
+        yield first, torch.load(tmp_path / "1.pt", weights_only=True)
     finally:
-        for rank in ranks:
-            rank.kill()
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+        other.kill()
+        other.wait()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def test_two_processes_take_one_step_together(two_ranks):
+    first, second = two_ranks
     assert first["parameters"].keys() == second["parameters"].keys()
     for name, parameter in first["parameters"].items():
         assert torch.equal(parameter, second["parameters"][name])

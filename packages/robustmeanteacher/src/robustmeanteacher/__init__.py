@@ -2,11 +2,13 @@
 
 from importlib.metadata import version as _version
 
-from robustmeanteacher.adapter import RobustMeanTeacher, RobustMeanTeacherConfig, SlidingWindow
+from robustmeanteacher.adapter import RobustMeanTeacher
+from robustmeanteacher.batch_statistics import BatchStatistics, use_batch_statistics
+from robustmeanteacher.config import RobustMeanTeacherConfig
 from robustmeanteacher.images import CORRUPTIONS, TestTimeAugment, corrupt
 from robustmeanteacher.losses import symmetric_cross_entropy, symmetric_cross_entropy_gradient
-from robustmeanteacher.network import BatchStatistics, EMATeacher, SplitModel, use_batch_statistics
 from robustmeanteacher.prototypes import nearest_prototypes, prototype_contrastive_loss, source_prototypes
+from robustmeanteacher.split import SplitModel
 from robustmeanteacher.streams import (
     StreamBatch,
     StreamResult,
@@ -16,6 +18,8 @@ from robustmeanteacher.streams import (
     gradual_stream,
     mixed_stream,
 )
+from robustmeanteacher.teacher import EMATeacher
+from robustmeanteacher.window import SlidingWindow
 
 __all__ = [
     "CORRUPTIONS",

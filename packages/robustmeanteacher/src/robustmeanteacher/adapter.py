@@ -3,77 +3,32 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from robustmeanteacher.batch_statistics import use_batch_statistics
+from robustmeanteacher.batches import Cycle, images_and_labels, images_of, trainable
+from robustmeanteacher.checks import check_batch, check_fit, check_last_layer, check_model, check_prototypes
+from robustmeanteacher.config import RobustMeanTeacherConfig
+from robustmeanteacher.distributed import anywhere, average_gradients, broadcast
+from robustmeanteacher.files import read_state, write_state
 from robustmeanteacher.images import TestTimeAugment
 from robustmeanteacher.losses import symmetric_cross_entropy
-from robustmeanteacher.network import EMATeacher, Module, SplitModel, use_batch_statistics
-from robustmeanteacher.prototypes import prototype_contrastive_loss
+from robustmeanteacher.prototypes import make_projector, prototype_contrastive_loss
+from robustmeanteacher.split import Module, SplitModel, logits_of, uncompiled
+from robustmeanteacher.teacher import EMATeacher
 
 Source = Iterable[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class RobustMeanTeacherConfig:
-    """The numbers of the method; the defaults are the paper's for every data set (arXiv 2211.13081, section 4).
-
-    Args:
-        self_training_weight: Weight of the symmetric cross-entropy between student and teacher.
-        contrastive_weight: Weight of the contrastive loss; 0 needs no prototypes.
-        source_weight: Weight of the cross-entropy on replayed source batches; 0 is source-free.
-        momentum: m of the teacher's moving average.
-        alpha: Share of the reverse term in the symmetric cross-entropy; 0 is plain cross-entropy.
-        temperature: Of the contrastive loss.
-        projection_dim: Width of the projector of the contrastive loss; None for no projector (the paper's
-            choice on DomainNet).
-        batch_norm: `"batch"`: BatchNorm uses the statistics of the batch, in student and teacher; `"source"`:
-            the running statistics of the source model.
-        check_finite: Refuse a batch whose loss is not finite, before it can destroy the weights. It reads one
-            number back from the device per call.
-
-    Raises:
-        ValueError: Naming the argument that is out of its bounds.
-
-    Example:
-        >>> RobustMeanTeacherConfig(source_weight=0.0).momentum
-        0.999
-    """
-
-    self_training_weight: float = 1.0
-    contrastive_weight: float = 1.0
-    source_weight: float = 1.0
-    momentum: float = 0.999
-    alpha: float = 0.5
-    temperature: float = 0.1
-    projection_dim: int | None = 128
-    batch_norm: Literal["batch", "source"] = "batch"
-    check_finite: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("self_training_weight", "contrastive_weight", "source_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be non-negative and finite, got {getattr(self, name)}")
-        for name in ("momentum", "alpha"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if self.projection_dim is not None and self.projection_dim < 1:
-            raise ValueError(f"projection_dim must be at least 1 or None, got {self.projection_dim}")
-        if self.batch_norm not in ("batch", "source"):
-            raise ValueError(f"batch_norm must be 'batch' or 'source', got {self.batch_norm!r}")
 
 
 class RobustMeanTeacher(nn.Module):
@@ -91,11 +46,15 @@ class RobustMeanTeacher(nn.Module):
     the statistics of the batch until `release()`. Parameters with `requires_grad=False` stay as they are. Calls
     work inside `torch.no_grad()` and `torch.inference_mode()`, as serving loops have it.
 
+    Where no layer uses batch statistics (LayerNorm, GroupNorm, `batch_norm="source"`) the batch and its augmented
+    view go through the model as one batch of 2 N, so samples must not look at each other in any other way either.
+
     Memory: two models, the optimizer's state, the activations of two or three forward passes, and a copy of the
     initial state for `reset` unless `resettable=False`.
 
     Args:
-        model: Classifier, images (N, ...) -> logits (N, K), on the stream's device.
+        model: Classifier, images (N, ...) -> logits (N, K) or an output with `.logits`, on the stream's device.
+            Of a compiled one the module inside is adapted, and runs uncompiled except in the parts of a `split`.
         split: Name of its last linear layer, or a pair (features, classifier); see `SplitModel`.
         make_optimizer: Parameters -> optimizer, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`. It is given
             the student's parameters and the projector's.
@@ -113,16 +72,21 @@ class RobustMeanTeacher(nn.Module):
         generator: Randomness of the projector's initialisation and of the default augmentation.
 
     Attributes:
-        student: The model.
+        student: The model; without the wrapper of `torch.compile`, so state dicts have no `_orig_mod.` in names
+            (compiled parts inside a model keep it in theirs).
         teacher: The `EMATeacher`.
         projector: The projector of the contrastive loss.
         optimizer: What `make_optimizer` returned.
+        num_updates: Batches that were learnt from since deployment (construction, warm-up or `reset`); part of the
+            state dict. A tensor, as `last_loss` is: reading it waits for the device, keeping it does not.
+        last_loss: Loss of the last batch learnt from, before its step; NaN if there is none. With a process group
+            it is that of this rank's shard.
 
     Raises:
         ValueError: If prototypes or source are missing, do not fit, or the model has nothing to train.
         TypeError: On a wrong type, or a model made of inference tensors.
 
-    Example:
+    Examples:
         >>> import functools
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> adapter = RobustMeanTeacher(
@@ -137,6 +101,8 @@ class RobustMeanTeacher(nn.Module):
     """
 
     prototypes: Tensor | None
+    num_updates: Tensor
+    last_loss: Tensor
 
     # A serving loop may run all of this in inference mode, whose tensors can be neither trained nor written to later.
     @torch.inference_mode(False)
@@ -156,24 +122,22 @@ class RobustMeanTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config = config or RobustMeanTeacherConfig()
-        _check_model(model)
-        _check_prototypes(prototypes, config)
+        model = uncompiled(model)
+        check_model(model)
+        check_prototypes(prototypes, config)
         if config.source_weight > 0 and source is None:
             raise ValueError(
                 f"source must give labelled batches while source_weight is {config.source_weight}, got None; "
                 "for source-free adaptation set source_weight=0.0"
             )
-        self.student = model.eval()
-        self.teacher = EMATeacher(model, config.momentum)
-        self.projector = _projector(prototypes, config, generator)
-        self.register_buffer("prototypes", None if prototypes is None else prototypes.detach().clone())
         self._split = SplitModel(model, split)
-        _check_last_layer(self._split.layer, prototypes)
-        # Kept apart from the teacher's module tree: running statistics are not part of the adapted state.
-        adapted = (model, self.teacher) if config.batch_norm == "batch" else ()
-        self._statistics = [use_batch_statistics(part) for part in adapted]
-        self._augment = augment or TestTimeAugment(generator=generator)
-        self._source = _Cycle(source, "source") if source is not None else None
+        check_last_layer(self._split.layer, prototypes)
+        self.student = model
+        self.teacher = EMATeacher(model, config.momentum)
+        self.projector = self._projector(prototypes, generator)
+        self.register_buffer("prototypes", None if prototypes is None else prototypes.detach().clone())
+        self._augment = TestTimeAugment(generator=generator) if augment is None else augment
+        self._source = Cycle(source, "source") if source is not None else None
         self._group = process_group
         self._trained = [
             parameter
@@ -182,10 +146,22 @@ class RobustMeanTeacher(nn.Module):
             if parameter.requires_grad
         ]
         if process_group is not None:
-            self._broadcast()
+            broadcast((*self.parameters(), *self.buffers()), process_group)
         self.optimizer = make_optimizer(self._trained)
         self.optimizer.zero_grad()
+        # Only now, when nothing can fail any more: a refused model is as it was.
+        model.eval()
+        # Kept apart from the teacher's module tree: running statistics are not part of the adapted state.
+        adapted = (model, self.teacher) if config.batch_norm == "batch" else ()
+        self._statistics = [use_batch_statistics(part) for part in adapted]
+        # Only where no sample looks at another may x and its augmented view go through the model in one batch.
+        self._one_pass = not any(
+            isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in model.modules()
+        )
         self._resettable = resettable
+        device = self._trained[0].device
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("last_loss", torch.full((), float("nan"), device=device), persistent=False)
         self._remember()
 
     # --- the serving loop --------------------------------------------------------------------------
@@ -215,13 +191,15 @@ class RobustMeanTeacher(nn.Module):
                 not finite (nothing has changed then), or its features or logits do not fit the prototypes.
             TypeError: If the images are not floating-point.
         """
-        self._check_batch(images)
+        check_batch(images, self.needs_batch)
         with torch.inference_mode(False), torch.enable_grad():
-            images = _trainable(images)
+            images = trainable(images)
             logits, loss = self._predict_and_lose(images)
             if loss is not None:
                 self._step(loss)
                 self.teacher.update(self.student)
+                self.num_updates += 1
+                self.last_loss = loss.detach()
         return logits
 
     @torch.no_grad()
@@ -238,8 +216,8 @@ class RobustMeanTeacher(nn.Module):
             ValueError: If the batch is empty, or has one sample where batch statistics are used.
             TypeError: If the images are not floating-point.
         """
-        self._check_batch(images)
-        return self.student(images) + self.teacher(images)
+        check_batch(images, self.needs_batch)
+        return logits_of(self.student(images)) + logits_of(self.teacher(images))
 
     @torch.inference_mode(False)
     def warm_up(self, loader: Iterable[Any], steps: int) -> None:
@@ -258,24 +236,24 @@ class RobustMeanTeacher(nn.Module):
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        batches = _Cycle(loader, "loader")
+        batches = Cycle(loader, "loader")
         rates = [group["lr"] for group in self.optimizer.param_groups]
         device = self._trained[0].device
         try:
             for step in range(1, steps + 1):
                 for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * step / steps
-                batch = next(batches)
-                images = (batch if isinstance(batch, Tensor) else batch[0]).to(device, non_blocking=True)
-                self._check_batch(images)
+                images = images_of(next(batches), "loader").to(device, non_blocking=True)
+                check_batch(images, self.needs_batch)
                 with torch.enable_grad():
-                    images = _trainable(images)
-                    logits = self.student(images)
-                    self._step(symmetric_cross_entropy(logits, self.teacher(images), self.config.alpha))
+                    images = trainable(images)
+                    logits, teacher_logits = logits_of(self.student(images)), logits_of(self.teacher(images))
+                    self._step(symmetric_cross_entropy(logits, teacher_logits, self.config.alpha))
                     self.teacher.update(self.student)
         finally:
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+        self._forget_progress()
         self._remember()
 
     @torch.inference_mode(False)
@@ -290,13 +268,15 @@ class RobustMeanTeacher(nn.Module):
         if self._initial is None:
             raise RuntimeError("this adapter cannot be reset: it was made with resettable=False")
         self.load_state_dict(self._initial)
+        self._forget_progress()
 
     def release(self) -> nn.Module:
         """Give the adapted student back with its own BatchNorm statistics; the adapter is of no use afterwards.
 
         Returns:
-            The model that was wrapped. Its weights were adapted under batch statistics: keep
-            `use_batch_statistics(model)` on it for the accuracy that the stream has seen.
+            The model that was wrapped, in evaluation mode; of a compiled one the module inside. Its weights were
+            adapted under batch statistics: keep `use_batch_statistics(model)` on it for the accuracy that the
+            stream has seen.
         """
         for statistics in self._statistics:
             statistics.restore()
@@ -324,8 +304,8 @@ class RobustMeanTeacher(nn.Module):
     # --- state -------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The optimizer's part of `state_dict()`."""
-        return {"optimizer": self.optimizer.state_dict()}
+        """What `state_dict()` holds besides tensors of modules: the optimizer's state and the config."""
+        return {"optimizer": self.optimizer.state_dict(), "config": asdict(self.config)}
 
     @torch.inference_mode(False)
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -342,24 +322,7 @@ class RobustMeanTeacher(nn.Module):
         Raises:
             ImportError: If safetensors is not installed.
         """
-        save_file, _ = _safetensors()
-        state = self.state_dict()
-        optimizer = state.pop("_extra_state")["optimizer"]
-        tensors = {f"adapter.{name}": tensor for name, tensor in state.items()}
-        rest: dict[str, dict[str, Any]] = {}
-        for index, entries in optimizer["state"].items():
-            for name, value in entries.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{name}"] = value
-                else:
-                    rest.setdefault(str(index), {})[name] = value
-        header = json.dumps({"param_groups": optimizer["param_groups"], "state": rest})
-        # Tied weights share memory, which the format has no word for.
-        save_file(
-            {name: tensor.clone().contiguous() for name, tensor in tensors.items()},
-            path,
-            {"optimizer": header},
-        )
+        write_state(self.state_dict(), path)
 
     @torch.inference_mode(False)
     def load(self, path: str | PathLike[str]) -> None:
@@ -370,39 +333,47 @@ class RobustMeanTeacher(nn.Module):
 
         Raises:
             ImportError: If safetensors is not installed.
+            ValueError: If the file is not one that `save` wrote, or was written under another config.
             RuntimeError: If the state does not fit.
         """
-        _, safe_open = _safetensors()
-        device = str(self._trained[0].device)
-        with safe_open(path, framework="pt", device=device) as file:
-            header = json.loads(file.metadata()["optimizer"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        optimizer = {int(index): entries for index, entries in header["state"].items()}
-        state: dict[str, Any] = {}
-        for name, tensor in tensors.items():
-            owner, rest = name.split(".", 1)
-            if owner == "adapter":
-                state[rest] = tensor
-            else:
-                index, entry = rest.split(".", 1)
-                optimizer.setdefault(int(index), {})[entry] = tensor
-        state["_extra_state"] = {"optimizer": {"state": optimizer, "param_groups": header["param_groups"]}}
-        self.load_state_dict(state)
+        self.load_state_dict(read_state(path, str(self._trained[0].device)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # States of version 0.1 hold no config, and do not count their updates.
+        extra = state_dict.get(f"{prefix}_extra_state", {})
+        if "config" in extra:
+            self.config.check_same(extra["config"])
+        state_dict.setdefault(f"{prefix}num_updates", torch.zeros_like(self.num_updates))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _forget_progress(self) -> None:
+        self.num_updates.zero_()
+        self.last_loss = torch.full_like(self.last_loss, float("nan"))
 
     def _remember(self) -> None:
         self._initial = copy.deepcopy(self.state_dict()) if self._resettable else None
 
+    def _projector(self, prototypes: Tensor | None, generator: torch.Generator | None) -> nn.Module:
+        width = self.config.projection_dim
+        if prototypes is None or width is None or self.config.contrastive_weight == 0:
+            return nn.Identity()
+        # In the dtype of the features, whatever that of the prototypes is.
+        layer = self._split.layer
+        of = layer if layer is not None and any(True for _ in layer.parameters()) else self.student
+        return make_projector(prototypes, width, generator, next(of.parameters()).dtype)
+
     # --- one step ----------------------------------------------------------------------------------
 
     def _predict_and_lose(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The prediction, and the loss of this batch, None if all weights are 0; both from one pass each."""
         config = self.config
-        features, logits = self._split(images)
-        teacher_logits = self.teacher(images)
-        self._check_fit(features, logits)
+        teacher_logits = logits_of(self.teacher(images))
         terms: list[Tensor] = []
         if config.self_training_weight > 0 or config.contrastive_weight > 0:
-            # A pass of its own: in one batch the two views would share their BatchNorm statistics.
-            features_augmented, logits_augmented = self._split(self._augment(images))
+            (features, logits), (features_augmented, logits_augmented) = self._two_views(images)
+        else:
+            features, logits = self._split(images)
+        check_fit(features, logits, self.prototypes)
         if config.self_training_weight > 0:
             plain = symmetric_cross_entropy(logits, teacher_logits, config.alpha)
             augmented = symmetric_cross_entropy(logits_augmented, teacher_logits, config.alpha)
@@ -413,238 +384,42 @@ class RobustMeanTeacher(nn.Module):
             )
             terms.append(config.contrastive_weight * contrast)
         if config.source_weight > 0 and self._source is not None:
-            source_images, labels = (
-                _trainable(part.to(images.device, non_blocking=True)) for part in next(self._source)
-            )
-            terms.append(config.source_weight * cross_entropy(self.student(source_images), labels))
+            terms.append(config.source_weight * self._replay(next(self._source), images.device))
         prediction = logits.detach() + teacher_logits
         return prediction, sum(terms[1:], terms[0]) if terms else None
 
+    def _replay(self, batch: Any, device: torch.device) -> Tensor:
+        pair = images_and_labels(batch, "source")
+        images, labels = (trainable(part.to(device, non_blocking=True)) for part in pair)
+        return cross_entropy(logits_of(self.student(images)), labels)
+
+    def _two_views(self, images: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Features and logits of the images and of their augmented view."""
+        augmented = self._augment(images.clone())  # it may write into what it is given
+        if not self._one_pass or augmented.shape != images.shape:
+            return self._split(images), self._split(augmented)
+        features, logits = self._split(torch.cat([images, augmented]))
+        count = len(images)
+        return (features[:count], logits[:count]), (features[count:], logits[count:])
+
     def _step(self, loss: Tensor) -> None:
         if self.config.check_finite:
-            self._check_finite(loss)
+            self._check_finite(loss.detach())
+        self.optimizer.zero_grad()  # of what a failed call, or the user's own backward pass, left
         loss.backward()
+        if all(parameter.grad is None for parameter in self.student.parameters()):
+            raise ValueError(
+                "split must be made of parts of the model, and the losses must reach a parameter that requires "
+                "gradients: none has got one, so nothing of the model would adapt"
+            )
         if self._group is not None:
-            self._average_gradients()
+            average_gradients(self._trained, self._group)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def _check_finite(self, loss: Tensor) -> None:
-        loss = loss.detach()
-        broken = (~loss.isfinite()).float()
-        if self._group is not None:  # all ranks stop, or none
-            dist.all_reduce(broken, dist.ReduceOp.MAX, group=self._group)
-        if bool(broken):
+        if anywhere(~loss.isfinite(), self._group):  # all ranks stop, or none
             raise ValueError(
                 f"images must give a finite loss, got {float(loss)}: NaN or infinity in the images or the "
                 "model's logits; nothing was updated"
             )
-
-    def _average_gradients(self) -> None:
-        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat, group=self._group)
-        flat /= dist.get_world_size(self._group)
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
-
-    @torch.no_grad()
-    def _broadcast(self) -> None:
-        assert self._group is not None
-        first = dist.get_global_rank(self._group, 0)
-        for tensor in (*self.parameters(), *self.buffers()):
-            dist.broadcast(tensor.data, src=first, group=self._group)
-
-    # --- checks ------------------------------------------------------------------------------------
-
-    def _check_batch(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"images must be a floating-point tensor, got {kind}")
-        if images.dim() == 0 or len(images) == 0:
-            raise ValueError(f"images must hold at least one sample, got shape {tuple(images.shape)}")
-        if len(images) == 1 and self.needs_batch:
-            raise ValueError(
-                "images must hold at least two samples while BatchNorm uses batch statistics, got one; "
-                "for single samples wrap the adapter in SlidingWindow, or set batch_norm='source'"
-            )
-
-    def _check_fit(self, features: Tensor, logits: Tensor) -> None:
-        if logits.dim() != 2:
-            raise ValueError(f"model must give logits (N, K), got shape {tuple(logits.shape)}")
-        if self.prototypes is None:
-            return
-        expected = tuple(self.prototypes.shape)
-        if (logits.shape[1], features.shape[1]) != expected:
-            raise ValueError(
-                f"prototypes must be ({logits.shape[1]}, {features.shape[1]}), the model's number of classes and "
-                f"of features, got {expected}"
-            )
-
-
-class SlidingWindow:
-    """Adaptation for streams that come one sample, or a few, at a time.
-
-    Keeps the last `window` samples. Each call predicts the new ones with the window as their batch; the model
-    adapts when all of the window is new since the last time (arXiv 2211.13081, section 4.3, and the official
-    code). The first sample of all, alone in its window, is predicted with the model's own BatchNorm statistics.
-
-    Args:
-        adapter: The adapter.
-        window: Samples kept, at least 2.
-
-    Raises:
-        ValueError: If `window` is below 2.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-        >>> adapter = RobustMeanTeacher(
-        ...     model,
-        ...     split="2",
-        ...     make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
-        ...     augment=lambda x: x + 0.01,
-        ...     config=RobustMeanTeacherConfig(contrastive_weight=0.0, source_weight=0.0),
-        ... )
-        >>> serve = SlidingWindow(adapter, window=8)
-        >>> serve(torch.rand(1, 4)).shape
-        torch.Size([1, 3])
-    """
-
-    def __init__(self, adapter: RobustMeanTeacher, window: int) -> None:
-        if window < 2:
-            raise ValueError(f"window must be at least 2, got {window}")
-        self.adapter = adapter
-        self.window = window
-        self._kept: Tensor | None = None
-        self._since_update = 0
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Predict the new samples, and adapt when the window has been renewed.
-
-        Args:
-            images: (n, ...) new samples, n <= window.
-
-        Returns:
-            (n, K) logits of the new samples.
-
-        Raises:
-            ValueError: If there are none, more than the window holds, or one of them is not finite.
-        """
-        count = len(images)
-        if not 1 <= count <= self.window:
-            raise ValueError(f"images must hold 1 to {self.window} samples (the window), got {count}")
-        if self.adapter.config.check_finite and not bool(images.isfinite().all()):
-            raise ValueError(
-                "images must be finite: one that is not would spoil the whole window; it was not taken in"
-            )
-        kept = images if self._kept is None else torch.cat([self._kept, images])
-        self._kept = kept[-self.window :]
-        self._since_update += count
-        if self._since_update >= self.window:
-            logits = self.adapter.adapt(self._kept)
-            self._since_update = 0
-        elif not self.adapter.needs_batch:
-            logits = self.adapter.predict(images)
-        elif len(self._kept) == 1:
-            with self.adapter.source_statistics():
-                logits = self.adapter.predict(images)
-        else:
-            logits = self.adapter.predict(self._kept)
-        return logits[-count:]
-
-
-class _Cycle:
-    """Batches of a loader, again from the start when it ends."""
-
-    def __init__(self, loader: Iterable[Any], name: str) -> None:
-        self._loader, self._name = loader, name
-        self._iterator: Iterator[Any] | None = None
-
-    def __next__(self) -> Any:
-        if self._iterator is None:
-            self._iterator = iter(self._loader)
-        batch = next(self._iterator, None)
-        if batch is None:
-            self._iterator = iter(self._loader)
-            batch = next(self._iterator, None)
-        if batch is None:
-            raise ValueError(
-                f"{self._name} must give batches for as long as it is asked: it is empty, or an iterator that is "
-                "used up (pass the loader itself)"
-            )
-        return batch
-
-
-def _trainable(images: Tensor) -> Tensor:
-    """What inference mode made cannot be part of a graph; a copy can."""
-    return images.clone() if images.is_inference() else images.detach()
-
-
-def _projector(
-    prototypes: Tensor | None, config: RobustMeanTeacherConfig, generator: torch.Generator | None
-) -> nn.Module:
-    """Linear, ReLU, Linear, initialised as torch does it but from the given generator."""
-    if prototypes is None or config.projection_dim is None or config.contrastive_weight == 0:
-        return nn.Identity()
-    width = config.projection_dim
-    layers = []
-    for inputs in (prototypes.shape[1], width):
-        layer = nn.utils.skip_init(nn.Linear, inputs, width, device=prototypes.device, dtype=prototypes.dtype)
-        bound = inputs**-0.5
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                where = parameter.device if generator is None else generator.device
-                drawn = torch.rand(parameter.shape, generator=generator, device=where, dtype=parameter.dtype)
-                parameter.copy_((2 * drawn - 1) * bound)
-        layers.append(layer)
-    return nn.Sequential(layers[0], nn.ReLU(), layers[1])
-
-
-def _safetensors() -> tuple[Callable[..., None], Callable[..., Any]]:
-    try:
-        from safetensors import safe_open
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise ImportError("saving needs safetensors: pip install 'robustmeanteacher[safetensors]'") from error
-    return save_file, safe_open
-
-
-def _check_model(model: nn.Module) -> None:
-    if isinstance(model, DistributedDataParallel):
-        raise TypeError(
-            "model must be the bare module, got DistributedDataParallel: pass model.module and process_group"
-        )
-    parameters = list(model.parameters())
-    if not any(parameter.requires_grad for parameter in parameters):
-        raise ValueError("model must have a parameter with requires_grad=True, got none: nothing could adapt")
-    if any(parameter.is_inference() for parameter in parameters):
-        raise TypeError(
-            "model must not be made inside torch.inference_mode(): its parameters could not be trained"
-        )
-
-
-def _check_prototypes(prototypes: Tensor | None, config: RobustMeanTeacherConfig) -> None:
-    if prototypes is None:
-        if config.contrastive_weight > 0:
-            raise ValueError(
-                f"prototypes must be given while contrastive_weight is {config.contrastive_weight}, got None; "
-                "compute them with source_prototypes, or set contrastive_weight=0.0"
-            )
-        return
-    if not prototypes.is_floating_point():
-        raise TypeError(f"prototypes must be floating-point, got {prototypes.dtype}")
-    if prototypes.dim() != 2:
-        raise ValueError(f"prototypes must be (K, D), got shape {tuple(prototypes.shape)}")
-    if not bool(prototypes.isfinite().all()):
-        raise ValueError("prototypes must be finite, got NaN or infinity")
-
-
-def _check_last_layer(layer: nn.Module | None, prototypes: Tensor | None) -> None:
-    if not isinstance(layer, nn.Linear) or prototypes is None:
-        return
-    expected = (layer.out_features, layer.in_features)
-    if tuple(prototypes.shape) != expected:
-        raise ValueError(
-            f"prototypes must be {expected}, the model's number of classes and of features, "
-            f"got {tuple(prototypes.shape)}"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,11 +42,13 @@ class TestTimeAugment:
         per_sample: Draw parameters for each image rather than once for the batch, as the official code does.
             The order of the colour operations is always drawn once.
         generator: Randomness of all draws; torch's global one if None.
+        mean: Mean of each channel, or of all, that the images were normalised by; None if they are in [0, 1].
+        std: The same of the standard deviation: images are taken as (image in [0, 1] - mean) / std, and come back so.
 
     Raises:
         ValueError: On a range that is not increasing, or a parameter out of its bounds.
 
-    Example:
+    Examples:
         >>> augment = TestTimeAugment(per_sample=True, generator=torch.Generator().manual_seed(0))
         >>> augmented = augment(torch.rand(8, 3, 16, 16))
         >>> augmented.shape, bool((augmented >= 0).all() and (augmented <= 1).all())
@@ -68,6 +70,8 @@ class TestTimeAugment:
     noise_std: float = 0.005
     per_sample: bool = False
     generator: torch.Generator | None = None
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation", "gamma", "scale", "blur_sigma", "hue"):
@@ -82,39 +86,49 @@ class TestTimeAugment:
                 raise ValueError(f"{name} must be non-negative, got {getattr(self, name)}")
         if not 0 <= self.flip_probability <= 1:
             raise ValueError(f"flip_probability must be in [0, 1], got {self.flip_probability}")
+        _check_normalisation(self.mean, self.std)
         self._range_checked = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment a batch.
 
-        The first batch is checked to lie in [0, 1], with a warning if it does not: augment before the images
-        are normalised, and let normalisation be the model's first layer.
+        The first batch is checked to lie in [0, 1] once normalisation is undone, with a warning if it does not:
+        images that were normalised by the loader need `mean` and `std`. Half precision is computed in float32.
 
         Args:
-            images: (N, C, H, W) floating-point images in [0, 1].
+            images: (N, C, H, W) floating-point images in [0, 1], or normalised by `mean` and `std`.
 
         Returns:
-            (N, C, H, W), clipped to [0, 1]; no gradients.
+            (N, C, H, W), clipped to the range of an image; no gradients.
 
         Raises:
-            ValueError: If the images have another number of dimensions.
+            ValueError: If the images have another number of dimensions, or of channels than `mean` or `std`.
             TypeError: If they are not floating-point.
         """
         _check_images(images)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            plain = images.to(torch.promote_types(images.dtype, torch.float32))
+            if self.mean is None or self.std is None:
+                return self._augment(plain).to(images.dtype)
+            mean, std = _per_channel("mean", self.mean, plain), _per_channel("std", self.std, plain)
+            return ((self._augment(plain * std + mean) - mean) / std).to(images.dtype)
+
+    def _augment(self, images: Tensor) -> Tensor:
+        """Augment images in [0, 1]."""
         if not self._range_checked:
             self._range_checked = True
-            if images.numel() and (float(images.min()) < -1e-3 or float(images.max()) > 1 + 1e-3):
+            if images.numel() and (float(images.min()) < -1e-2 or float(images.max()) > 1 + 1e-2):
                 warnings.warn(
-                    "images must be in [0, 1] for the built-in augmentation, which clips them: normalise "
-                    f"inside the model; got {float(images.min()):.3g} to {float(images.max()):.3g}",
-                    stacklevel=2,
+                    "images must be in [0, 1] for the built-in augmentation, which clips them: tell it the mean "
+                    "and std they were normalised by, or normalise inside the model; "
+                    f"got {float(images.min()):.3g} to {float(images.max()):.3g}",
+                    stacklevel=3,
                 )
-        with torch.no_grad():
-            images = self._jitter_colours(images.clamp(0, 1))
-            images = _blur(self._transform(images), self._draw(images, *self.blur_sigma))
-            if self.noise_std > 0:
-                images = images + self.noise_std * _normal(images, self.generator)
-            return images.clamp(0, 1)
+        images = self._jitter_colours(images.clamp(0, 1))
+        images = _blur(self._transform(images), self._draw(images, *self.blur_sigma))
+        if self.noise_std > 0:
+            images = images + self.noise_std * _normal(images, self.generator)
+        return images.clamp(0, 1)
 
     def _draw(self, images: Tensor, low: float, high: float) -> Tensor:
         """Uniform numbers of shape (N, 1, 1, 1), or (1, 1, 1, 1) for the whole batch."""
@@ -156,6 +170,27 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"images must be (N, C, H, W), got shape {tuple(images.shape)}")
     if not images.is_floating_point():
         raise TypeError(f"images must be floating-point in [0, 1], got {images.dtype}")
+
+
+def _check_normalisation(mean: float | Sequence[float] | None, std: float | Sequence[float] | None) -> None:
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std must be given together, got mean={mean!r} and std={std!r}")
+    if mean is None or std is None:
+        return
+    if not bool(torch.as_tensor(mean).isfinite().all()):
+        raise ValueError(f"mean must be finite, got {mean!r}")
+    if not bool(((torch.as_tensor(std) > 0) & torch.as_tensor(std).isfinite()).all()):
+        raise ValueError(f"std must be positive and finite, got {std!r}")
+
+
+def _per_channel(name: str, values: float | Sequence[float], images: Tensor) -> Tensor:
+    """(C, 1, 1), or () for one number."""
+    given = torch.as_tensor(values, dtype=images.dtype, device=images.device)
+    if given.dim() > 1 or given.numel() not in (1, images.shape[1]):
+        raise ValueError(
+            f"{name} must be one number or one per channel, {images.shape[1]}, got {tuple(given.shape)} numbers"
+        )
+    return given.reshape(-1, 1, 1)
 
 
 def _uniform(
@@ -272,7 +307,7 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
         ValueError: If kind or severity is unknown, or the images are not (N, C, H, W).
         TypeError: If the images are not floating-point.
 
-    Example:
+    Examples:
         >>> corrupt(torch.zeros(1, 1, 2, 2), "inversion", severity=5).flatten().tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
@@ -282,7 +317,10 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
     if severity not in (1, 2, 3, 4, 5):
         raise ValueError(f"severity must be 1, 2, 3, 4 or 5, got {severity!r}")
     function, strengths = _CORRUPTIONS[kind]
-    return function(images, strengths[severity - 1], generator).clamp(0, 1)
+    with torch.autocast(images.device.type, enabled=False):
+        # Coordinates in half precision would be wrong by whole pixels.
+        plain = images.to(torch.promote_types(images.dtype, torch.float32))
+        return function(plain, strengths[severity - 1], generator).clamp(0, 1).to(images.dtype)
 
 
 def _gaussian_noise(images: Tensor, std: float, generator: torch.Generator | None) -> Tensor:

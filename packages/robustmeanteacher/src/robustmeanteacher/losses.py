@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Reduction = Literal["mean", "none", "sum"]
@@ -25,13 +26,12 @@ def symmetric_cross_entropy(
         reduction: `"mean"` or `"sum"` over all rows, or `"none"`.
 
     Returns:
-        A scalar, or (...) for `reduction="none"`.
+        A scalar, or (...) for `reduction="none"`; in float32 for logits in half precision.
 
     Raises:
         ValueError: If the shapes differ, alpha is outside [0, 1], or the reduction is unknown.
 
-    Example:
-        >>> import torch
+    Examples:
         >>> logits = torch.zeros(3, 4)
         >>> round(symmetric_cross_entropy(logits, logits).item(), 4)  # log(4): the entropy of a uniform p
         1.3863
@@ -39,7 +39,7 @@ def symmetric_cross_entropy(
     _check_pair(student_logits, teacher_logits, alpha)
     if reduction not in ("mean", "none", "sum"):
         raise ValueError(f"reduction must be 'mean', 'none' or 'sum', got {reduction!r}")
-    log_p, log_q = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    log_p, log_q = _accurate(student_logits).log_softmax(-1), _accurate(teacher_logits).log_softmax(-1)
     forward = -(log_q.exp() * log_p).sum(-1)
     reverse = -(log_p.exp() * log_q).sum(-1)
     loss = (1 - alpha) * forward + alpha * reverse
@@ -63,23 +63,27 @@ def symmetric_cross_entropy_gradient(
         alpha: Weight of the reverse term, in [0, 1].
 
     Returns:
-        (..., K) gradients; each row sums to zero.
+        (..., K) gradients, in float32 for logits in half precision; each row sums to zero.
 
     Raises:
         ValueError: If the shapes differ, or alpha is outside [0, 1].
 
-    Example:
-        >>> import torch
+    Examples:
         >>> agreed = torch.tensor([[2.0, 0.0]])
         >>> plain, symmetric = (symmetric_cross_entropy_gradient(agreed, agreed, a).norm() for a in (0.0, 0.5))
         >>> plain.item(), symmetric.item() > 0
         (0.0, True)
     """
     _check_pair(student_logits, teacher_logits, alpha)
-    p, cost = student_logits.softmax(-1), -teacher_logits.log_softmax(-1)
-    forward = p - teacher_logits.softmax(-1)
+    log_q = _accurate(teacher_logits).log_softmax(-1)
+    p, cost = _accurate(student_logits).softmax(-1), -log_q
+    forward = p - log_q.exp()
     reverse = p * (cost - (p * cost).sum(-1, keepdim=True))
     return (1 - alpha) * forward + alpha * reverse
+
+
+def _accurate(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _check_pair(student_logits: Tensor, teacher_logits: Tensor, alpha: float) -> None:

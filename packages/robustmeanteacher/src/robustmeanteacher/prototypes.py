@@ -6,8 +6,13 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from robustmeanteacher.batches import images_and_labels
+from robustmeanteacher.split import SplitModel
 
 
 def source_prototypes(
@@ -34,11 +39,11 @@ def source_prototypes(
         (K, D) prototypes in the dtype of the features.
 
     Raises:
-        ValueError: If a label is out of range, a class has no sample, features are not finite, or the
-            loader is empty.
-        TypeError: If labels are not integers.
+        ValueError: If a label is out of range, a class has no sample, features are not finite, the
+            loader is empty, or `features` belongs to a model whose BatchNorm or dropout is in training mode.
+        TypeError: If batches are no pairs of tensors, or labels are not integers.
 
-    Example:
+    Examples:
         >>> images, labels = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 0, 1])
         >>> source_prototypes(lambda x: x, [(images, labels)], num_classes=2)
         tensor([[2., 0.],
@@ -48,11 +53,13 @@ def source_prototypes(
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples must be at least 1 or None, got {max_samples}")
+    _check_evaluation(features)
     sums = counts = found = None
     seen = 0
     with torch.no_grad():
-        for images, labels in loader:
-            _check_labels(labels, num_classes)
+        for batch in loader:
+            images, labels = images_and_labels(batch, "loader")
+            _check_range(labels, num_classes)
             found = features(images).flatten(1)
             if sums is None or counts is None:
                 sums = found.new_zeros(num_classes, found.shape[1], dtype=torch.float64)
@@ -91,14 +98,16 @@ def nearest_prototypes(features: Tensor, prototypes: Tensor) -> Tensor:
     Raises:
         ValueError: If the dimensions do not fit.
 
-    Example:
+    Examples:
         >>> nearest_prototypes(torch.tensor([[0.0, 9.0], [1.0, 0.1]]), torch.eye(2)).tolist()
         [1, 0]
     """
     _check_dimensions(features, prototypes)
-    with torch.no_grad():
+    # In bfloat16 most prototypes that lie close together would be equally near.
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         # The length of a feature scales its whole row of similarities, so only prototypes are normalised.
-        return (features @ normalize(prototypes, dim=1).to(features.dtype).T).argmax(1)
+        return (features.to(dtype) @ normalize(prototypes.to(dtype), dim=1).T).argmax(1)
 
 
 def prototype_contrastive_loss(
@@ -128,7 +137,7 @@ def prototype_contrastive_loss(
     Raises:
         ValueError: If the dimensions do not fit, or the temperature is not positive.
 
-    Example:
+    Examples:
         >>> prototypes = torch.eye(2)
         >>> near = prototype_contrastive_loss(prototypes, prototypes, prototypes)
         >>> far = prototype_contrastive_loss(prototypes, prototypes, prototypes.flip(0))
@@ -158,13 +167,41 @@ def prototype_contrastive_loss(
         return log_denominator.mean() - agreement / len(z)
 
 
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
+def make_projector(
+    prototypes: Tensor, width: int, generator: torch.Generator | None, dtype: torch.dtype
+) -> nn.Module:
+    """Linear, ReLU, Linear, initialised as torch does it but from the given generator."""
+    layers = []
+    for inputs in (prototypes.shape[1], width):
+        layer = nn.utils.skip_init(nn.Linear, inputs, width, device=prototypes.device, dtype=dtype)
+        bound = inputs**-0.5
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                where = parameter.device if generator is None else generator.device
+                drawn = torch.rand(parameter.shape, generator=generator, device=where, dtype=parameter.dtype)
+                parameter.copy_((2 * drawn - 1) * bound)
+        layers.append(layer)
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1])
+
+
+def _check_range(labels: Tensor, num_classes: int) -> None:
+    if labels.is_floating_point():
+        raise TypeError(f"loader's labels must be integers, got {labels.dtype}")
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
             f"labels must be in 0..{num_classes - 1} (num_classes is {num_classes}), "
             f"got {int(labels.min())}..{int(labels.max())}"
+        )
+
+
+def _check_evaluation(features: Callable[[Tensor], Tensor]) -> None:
+    """Refuse a model in training mode, where features are other than in use and statistics would change."""
+    owner = getattr(features, "__self__", features)
+    model = owner.model if isinstance(owner, SplitModel) else owner
+    layers = model.modules() if isinstance(model, nn.Module) else ()
+    if any(layer.training and isinstance(layer, (_BatchNorm, _DropoutNd)) for layer in layers):
+        raise ValueError(
+            "features must be those of a model in evaluation mode, got training mode: call model.eval()"
         )
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from robustmeanteacher.split import logits_of
+
 Domain = Any
 """A pair of tensors (images, labels), or anything with `len` whose items are pairs (image, label)."""
 
@@ -48,7 +50,7 @@ def continual_stream(
     Raises:
         ValueError: If there is no domain, one is empty, or a number is below 1.
 
-    Example:
+    Examples:
         >>> day, night = (torch.ones(4, 1), torch.arange(4)), (torch.zeros(4, 1), torch.arange(4))
         >>> [batch.domains for batch in continual_stream({"day": day, "night": night}, batch_size=2)]
         [('day', 'day'), ('day', 'day'), ('night', 'night'), ('night', 'night')]
@@ -80,7 +82,7 @@ def gradual_stream(
     Raises:
         ValueError: If there is no corruption, one has no severities or an empty domain, or a number is below 1.
 
-    Example:
+    Examples:
         >>> levels = [(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))] * 3
         >>> [batch.domains[0] for batch in gradual_stream({"noise": levels}, batch_size=1)]
         ['noise-1', 'noise-2', 'noise-3', 'noise-2', 'noise-1']
@@ -116,7 +118,7 @@ def mixed_stream(
     Raises:
         ValueError: If there is no domain, one is empty, or `batch_size` is below 1.
 
-    Example:
+    Examples:
         >>> day, night = (torch.ones(3, 1), torch.arange(3)), (torch.zeros(3, 1), torch.arange(3))
         >>> (batch,) = mixed_stream({"day": day, "night": night}, batch_size=6)
         >>> sorted(batch.domains)
@@ -149,7 +151,7 @@ def correlated_stream(
     Raises:
         ValueError: If there is no domain, one is empty, or `batch_size` is below 1.
 
-    Example:
+    Examples:
         >>> day = (torch.zeros(4, 1), torch.tensor([1, 0, 1, 0]))
         >>> [batch.labels.tolist() for batch in correlated_stream({"day": day}, batch_size=2)]
         [[0, 0], [1, 1]]
@@ -261,7 +263,8 @@ def evaluate_stream(
     """Classify a stream batch by batch, each batch once, in order.
 
     Args:
-        adapter: Images (N, ...) -> logits (N, K); an adapter that learns from each batch, or a plain model.
+        adapter: Images (N, ...) -> logits (N, K), or an output with `.logits`; an adapter that learns from each batch,
+            or a plain model.
         stream: Batches (images, labels, domains), `domains` naming each sample's, or one name for all.
         reset_each_shift: Call `adapter.reset()` whenever the domain of the first sample changes, which an
             oracle would have to tell.
@@ -270,10 +273,11 @@ def evaluate_stream(
         Errors and confusion matrix.
 
     Raises:
-        ValueError: If the stream is empty.
+        ValueError: If the stream is empty, labels or domains are not one per sample, or a label is none of the
+            classes of the logits.
         TypeError: If a reset is asked of something that has no `reset`.
 
-    Example:
+    Examples:
         >>> day = (torch.eye(2), torch.tensor([0, 1]))
         >>> result = evaluate_stream(lambda x: x, continual_stream({"day": day}, batch_size=2))
         >>> result.mean, result.confusion.tolist()
@@ -293,10 +297,15 @@ def evaluate_stream(
         if reset_each_shift and before is not None and names[0] != before and reset is not None:
             reset()
         before = names[0]
-        logits = adapter(images).detach()
+        logits = logits_of(adapter(images)).detach()
         num_classes = max(num_classes, logits.shape[1])
+        if truth.shape != logits.shape[:1] or len(names) != len(truth):
+            raise ValueError(
+                f"stream must give one label and one domain for each of {len(logits)} samples, "
+                f"got labels of shape {tuple(truth.shape)} and {len(names)} domains"
+            )
         predictions.append(logits.argmax(1))
-        labels.append(truth)
+        labels.append(truth.long())
         domains += names
     if not labels:
         raise ValueError("stream must have at least one batch, got none")
@@ -306,7 +315,11 @@ def evaluate_stream(
     distinct = {name: index for index, name in enumerate(dict.fromkeys(domains))}
     where = torch.tensor([distinct[name] for name in domains])
     errors = torch.bincount(where, wrong) / torch.bincount(where)
-    num_classes = max(num_classes, int(actual.max()) + 1)
+    if not 0 <= int(actual.min()) <= int(actual.max()) < num_classes:
+        raise ValueError(
+            f"stream's labels must be in 0..{num_classes - 1}, the classes of the logits, "
+            f"got {int(actual.min())}..{int(actual.max())}"
+        )
     confusion = torch.bincount(actual * num_classes + found, minlength=num_classes**2)
     return StreamResult(
         error_by_domain=dict(zip(distinct, errors.tolist(), strict=True)),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from robustmeanteacher.demo.tuning import Grid
 from robustmeanteacher.images import CORRUPTIONS, TestTimeAugment, corrupt
 
 Pair = tuple[Tensor, Tensor]
@@ -33,38 +34,43 @@ class Sizes:
     loops: int
     batch_size: int
     warm_up_steps: int
-    learning_rates: tuple[float, ...]
+    learning_rates: Grid
+    priors: Grid
 
+
+PUBLISHED_RATE = 1e-3
 
 # The gradual and the sorted stream take fewer images of each domain: they are long.
 SIZES = {
     "smoke": Sizes(
         train_per_class=20,
         validation_per_class=4,
-        test_per_class=8,
+        test_per_class=4,
         epochs=1,
         kinds=CORRUPTIONS[::9],
         severities=(1, 5),
-        gradual_images=40,
-        sorted_images=40,
+        gradual_images=20,
+        sorted_images=20,
         loops=2,
-        batch_size=40,
+        batch_size=20,
         warm_up_steps=1,
-        learning_rates=(1e-3,),
+        learning_rates=Grid.of(PUBLISHED_RATE),
+        priors=Grid.of(16.0),
     ),
     "laptop": Sizes(
         train_per_class=370,
-        validation_per_class=30,
-        test_per_class=100,
+        validation_per_class=20,
+        test_per_class=70,
         epochs=6,
         kinds=CORRUPTIONS,
         severities=(1, 2, 3, 4, 5),
-        gradual_images=200,
-        sorted_images=400,
+        gradual_images=100,
+        sorted_images=200,
         loops=3,
         batch_size=100,
-        warm_up_steps=40,
-        learning_rates=(1e-4, 1e-3, 1e-2, 1e-1),
+        warm_up_steps=20,
+        learning_rates=Grid((1e-3, 1e-2, 1e-1), factor=10, lowest=1e-5, highest=10.0),
+        priors=Grid((4.0, 16.0, 64.0), factor=4, lowest=0.25, highest=4096.0),
     ),
 }
 
@@ -87,7 +93,8 @@ class Task:
     levels: dict[str, list[Pair]]
     shorter: dict[str, Pair]
     validation: dict[str, Pair]
-    learning_rates: tuple[float, ...]
+    learning_rates: Grid
+    priors: Grid
     batch_size: int
     warm_up_steps: int
     loops: int
@@ -143,6 +150,7 @@ def mnist_task(sizes: Sizes, generator: torch.Generator, device: str, progress: 
         shorter=shorter,
         validation=validation,
         learning_rates=sizes.learning_rates,
+        priors=sizes.priors,
         batch_size=sizes.batch_size,
         warm_up_steps=sizes.warm_up_steps,
         loops=sizes.loops,
@@ -251,7 +259,8 @@ def cifar_task(device: str) -> Task:
         levels=levels,
         shorter=domains,
         validation=domains,
-        learning_rates=(1e-3,),  # the paper's, so nothing is chosen
+        learning_rates=Grid.of(PUBLISHED_RATE),  # nothing is chosen
+        priors=Grid.of(16.0),
         batch_size=batch_size,
         warm_up_steps=max(1, _WARM_UP_IMAGES // batch_size),
         loops=1,

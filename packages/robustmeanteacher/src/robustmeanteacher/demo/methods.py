@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robustmeanteacher._demo_data import SourceBatches, Task
-from robustmeanteacher.adapter import RobustMeanTeacher, RobustMeanTeacherConfig
-from robustmeanteacher.network import SplitModel, use_batch_statistics
+from robustmeanteacher.adapter import RobustMeanTeacher
+from robustmeanteacher.batch_statistics import use_batch_statistics
+from robustmeanteacher.config import RobustMeanTeacherConfig
+from robustmeanteacher.demo.data import SourceBatches, Task
 from robustmeanteacher.prototypes import source_prototypes
+from robustmeanteacher.split import SplitModel
 
 Adapter = Callable[[Tensor], Tensor]
 
@@ -72,10 +74,11 @@ class Tent:
         return logits.detach()
 
 
-def mean_teacher(task: Task, seed: int, learning_rate: float = 1e-3, **numbers: Any) -> RobustMeanTeacher:
+def mean_teacher(task: Task, seed: int, learning_rate: float, **numbers: Any) -> RobustMeanTeacher:
     """Robust Mean Teacher on a copy of the source model, warmed up; `numbers` are those of its config."""
     model: nn.Module = copy.deepcopy(task.model)
-    config = RobustMeanTeacherConfig(**numbers)
+    # A rate so large that the weights are lost gives the errors it gives, like that of any other arm.
+    config = RobustMeanTeacherConfig(check_finite=False, **numbers)
     batches = SourceBatches(task.source, task.batch_size, seed)
     generator = torch.Generator().manual_seed(seed)
     adapter = RobustMeanTeacher(
