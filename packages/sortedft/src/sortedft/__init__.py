@@ -4,8 +4,9 @@ from importlib.metadata import version as _version
 
 from sortedft.decoding import Generated, dynamic_generate, speculative_generate
 from sortedft.exits import ExitHeads, SortedSampler, default_exits, default_thresholds
+from sortedft.families import adapter
 from sortedft.loss import compute_sorted_loss, sorted_loss
-from sortedft.parts import KeyValueCache, Parts, adapter
+from sortedft.parts import KeyValueCache, Parts
 from sortedft.report import LayerReport, layer_report
 from sortedft.submodels import cut, cut_state_dict, submodel
 

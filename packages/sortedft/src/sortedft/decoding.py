@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from sortedft.exits import check_exits, default_thresholds
-from sortedft.parts import KeyValueCache, Parts, adapter
+from sortedft._checks import checked_count, checked_exits, holds_integers, warn_in_training
+from sortedft.exits import default_thresholds
+from sortedft.families import adapter
+from sortedft.parts import Parts
+from sortedft.stream import ResidualStream
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Generated:
     """New tokens, and what they cost.
 
     Args:
-        tokens: (batch, T) the new tokens, without the prompt; rows that ended early repeat the end token.
+        tokens: (batch, T) the new tokens, without the prompt; rows that ended early repeat their end token.
         exit_layer: (T,) the depth each token was read at.
         block_calls: How often a block ran, the prompt included. Plain decoding makes N T calls; at small
             batch a call costs the reading of the block's weights, however many positions it covers.
@@ -46,8 +48,9 @@ def speculative_generate(
     do_sample: bool = False,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     num_draft_tokens: int = 4,
+    attention_mask: Tensor | None = None,
 ) -> Generated:
     """Decode exactly as the full model does, drafting with its own first blocks.
 
@@ -68,27 +71,32 @@ def speculative_generate(
         do_sample: Sample instead of taking the likeliest token.
         temperature: Divides the logits of both models when sampling.
         generator: Source of randomness when sampling, on the model's device.
-        eos_token_id: Ends the text.
+        eos_token_id: Ends the text; of several, whichever comes first. None of the model's own is taken.
         num_draft_tokens: K of the first round.
+        attention_mask: (1, length), 0 where the prompt is padding, which must come first and is cut off.
 
     Returns:
         The tokens, the numbers drafted and accepted, and the block calls.
 
     Raises:
         ValueError: If an argument is out of range, or the batch is not 1: rows would accept different
-            numbers of tokens.
+            numbers of tokens. If a block does not keep its keys and values in the cache it is given, or the text
+            grows past the length at which the model's rotary embedding changes ("dynamic", "longrope").
+        TypeError: If a number is not an integer, a tensor is something else, or the model is of no known family.
     """
     parts = adapter(model)
+    warn_in_training(parts.layers)
     num_layers = len(parts.layers)
-    _check_prompt(parts, input_ids, max_new_tokens, temperature)
+    _check_prompt(input_ids, temperature)
     if input_ids.shape[0] != 1:
         raise ValueError(f"input_ids must hold one prompt, got a batch of {input_ids.shape[0]}")
-    if not 1 <= draft_exit < num_layers:
-        raise ValueError(
-            f"draft_exit must be in 1..{num_layers - 1} (below the full depth), got {draft_exit}"
-        )
-    if num_draft_tokens < 1:
-        raise ValueError(f"num_draft_tokens must be at least 1, got {num_draft_tokens}")
+    draft_exit = checked_count("draft_exit", draft_exit, num_layers - 1, "below the full depth")
+    max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
+    num_draft_tokens = checked_count("num_draft_tokens", num_draft_tokens)
+    padding = _padding(input_ids, attention_mask)
+    if padding is not None:
+        input_ids = input_ids[:, int(padding) :]
+    ends = _end_tokens(eos_token_id, input_ids.device)
     chooser = _Chooser(do_sample, temperature, generator)
     stream = ResidualStream(parts)
     stream.feed(input_ids)
@@ -97,7 +105,7 @@ def speculative_generate(
     while emitted.shape[1] < max_new_tokens:
         # The verification adds a token of its own, so the last one needs no draft.
         budget = min(num_draft_tokens, max_new_tokens - emitted.shape[1] - 1)
-        draft, draft_probs = _draft(stream, chooser, draft_exit, budget, eos_token_id)
+        draft, draft_probs = _draft(stream, chooser, draft_exit, budget, ends)
         count = draft.shape[1]
         stream.advance(0, draft_exit)
         hidden = stream.advance(draft_exit, num_layers)[:, -count - 1 :]
@@ -106,8 +114,8 @@ def speculative_generate(
         new = torch.cat([draft[:, :kept], token], dim=1)
         drafted, accepted = drafted + count, accepted + kept
         emitted = torch.cat([emitted, new], dim=1)
-        if eos_token_id is not None and bool((new == eos_token_id).any()):
-            emitted = emitted[:, : int((emitted == eos_token_id).int().argmax()) + 1]
+        if bool(torch.isin(new, ends).any()):
+            emitted = emitted[:, : int(torch.isin(emitted, ends).int().argmax()) + 1]
             break
         stream.crop(length + kept)
         stream.feed(token)
@@ -128,8 +136,9 @@ def dynamic_generate(
     do_sample: bool = False,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     fill: str = "exact",
+    attention_mask: Tensor | None = None,
 ) -> Generated:
     """Decode each token at the first exit that is sure of it.
 
@@ -145,128 +154,58 @@ def dynamic_generate(
 
     Args:
         model: The model or its parts.
-        input_ids: (batch, length) prompts of one length. The rows of a batch leave together, when every
-            unfinished one is sure.
+        input_ids: (batch, length) prompts, shorter ones padded on the left. The rows of a batch leave
+            together, when every unfinished one is sure.
         exits: Strictly increasing depths, the last one N.
         thresholds: One probability per exit but the last; `default_thresholds(exits)` if None.
         max_new_tokens: Tokens to generate at most.
         do_sample: Sample instead of taking the likeliest token.
         temperature: Divides the logits when sampling; confidence is always read at 1.
         generator: Source of randomness when sampling, on the model's device.
-        eos_token_id: Ends a row.
+        eos_token_id: Ends a row; of several, whichever comes first. None of the model's own is taken.
         fill: `"exact"` or `"copy"`.
+        attention_mask: (batch, length), 0 where a prompt is padding. Each row is then decoded as it would be
+            without its padding. Parts made by hand need `padded` for it.
 
     Returns:
         The tokens, the depth each was read at, and the block calls.
 
     Raises:
-        ValueError: If an argument is out of range or `thresholds` has the wrong length.
+        ValueError: If an argument is out of range or `thresholds` has the wrong length. If a block does not
+            keep its keys and values in the cache it is given, or the text grows past the length at which the
+            model's rotary embedding changes ("dynamic", "longrope").
+        TypeError: If a number is not an integer, a tensor is something else, or the model is of no known family.
     """
     parts = adapter(model)
-    check_exits(exits, len(parts.layers), full=True)
-    thresholds = default_thresholds(exits) if thresholds is None else list(thresholds)
-    if len(thresholds) != len(exits) - 1:
-        raise ValueError(
-            f"thresholds must have one number per exit but the last ({len(exits) - 1}), got {len(thresholds)}"
-        )
+    warn_in_training(parts.layers)
+    exits = checked_exits(exits, len(parts.layers), full=True)
+    thresholds = _checked_thresholds(thresholds, exits)
     if fill not in ("exact", "copy"):
         raise ValueError(f"fill must be 'exact' or 'copy', got {fill!r}")
-    _check_prompt(parts, input_ids, max_new_tokens, temperature)
+    _check_prompt(input_ids, temperature)
+    max_new_tokens = checked_count("max_new_tokens", max_new_tokens)
+    padding = _padding(input_ids, attention_mask)
+    if padding is not None:
+        parts = _padded(parts, padding)
+    ends = _end_tokens(eos_token_id, input_ids.device)
     chooser = _Chooser(do_sample, temperature, generator)
     stream = ResidualStream(parts)
     tokens: list[Tensor] = []
     exit_layer: list[int] = []
     finished = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-    token = input_ids
+    token, feed = input_ids[:, -1:], input_ids
 
     while len(tokens) < max_new_tokens and not bool(finished.all()):
-        stream.feed(token)
+        stream.feed(feed)
         depth, logits = _first_sure_exit(stream, exits, thresholds, finished)
         if fill == "copy":
             stream.fill_from(depth)
-        token = chooser.pick(logits)
-        if eos_token_id is not None:
-            token = token.masked_fill(finished.unsqueeze(1), eos_token_id)
-            finished = finished | (token == eos_token_id).squeeze(1)
+        # A row that has ended repeats its end token.
+        token = feed = torch.where(finished.unsqueeze(1), token, chooser.pick(logits))
+        finished = finished | torch.isin(token, ends).squeeze(1)
         tokens.append(token)
         exit_layer.append(depth)
     return Generated(torch.cat(tokens, 1), torch.tensor(exit_layer), stream.block_calls, stream.block_tokens)
-
-
-class ResidualStream:
-    """The residual stream of a growing text, with every position allowed to stand at its own depth.
-
-    `waiting[j]` holds the states that have passed blocks 1..j and not yet j + 1, in order of position; a
-    block always takes all that wait for it, so its cache stays a gapless prefix of the text.
-    """
-
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.cache = KeyValueCache()
-        self.waiting: list[list[Tensor]] = [[] for _ in range(len(parts.layers) + 1)]
-        self.fed = [0] * len(parts.layers)  # positions each block has seen
-        self.block_calls = 0
-        self.block_tokens = 0
-
-    def feed(self, token_ids: Tensor) -> None:
-        """Put (batch, new) tokens after the text, in front of the first block."""
-        start = self.fed[0] + sum(state.shape[1] for state in self.waiting[0])
-        self.waiting[0].append(self.parts.embed(token_ids, start))
-
-    def advance(self, start: int, stop: int) -> Tensor:
-        """Run blocks start + 1..stop on all that wait for them; return the states that arrive at `stop`."""
-        span = None
-        for index in range(start, stop):
-            hidden = _joined(self.waiting[index])
-            if span != (self.fed[index], hidden.shape[1]):
-                span = (self.fed[index], hidden.shape[1])
-                shared = self.parts.prepare(hidden, self.fed[index])
-            hidden = self.parts.run(self.parts.layers[index], hidden, shared, self.cache)
-            self.waiting[index] = []
-            self.waiting[index + 1].append(hidden)
-            self.fed[index] += hidden.shape[1]
-            self.block_calls += 1
-            self.block_tokens += hidden.shape[1]
-        if stop == len(self.parts.layers):
-            self.waiting[stop] = []
-        return hidden
-
-    def fill_from(self, depth: int) -> None:
-        """Give the blocks after `depth` keys and values made of the states that wait there."""
-        if depth == len(self.parts.layers):
-            return
-        hidden = _joined(self.waiting[depth])
-        shared = self.parts.prepare(hidden, self.fed[depth])
-        for index in range(depth, len(self.parts.layers)):
-            with contextlib.suppress(_FilledError):
-                self.parts.run(self.parts.layers[index], hidden, shared, _FillOnly(self.cache))
-            self.fed[index] += hidden.shape[1]
-        self.waiting[depth] = []
-
-    def crop(self, length: int) -> None:
-        """Forget every position from `length` on; nothing may be waiting."""
-        self.cache.crop(length)
-        self.fed = [min(count, length) for count in self.fed]
-
-
-class _FilledError(Exception):
-    """The keys and values are in; the rest of the block has nothing to add."""
-
-
-class _FillOnly(KeyValueCache):
-    """Takes keys and values for another cache, then leaves the block.
-
-    Leaving by an exception spares the attention and the feed-forward network, and needs no knowledge of
-    where a family keeps its projections.
-    """
-
-    def __init__(self, cache: KeyValueCache) -> None:
-        super().__init__()
-        self._cache = cache
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> NoReturn:
-        self._cache.update(key, value, layer_idx)
-        raise _FilledError
 
 
 @dataclass(frozen=True)
@@ -278,8 +217,10 @@ class _Chooser:
     generator: torch.Generator | None
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        exact = torch.promote_types(logits.dtype, torch.float32)
-        return torch.softmax(logits.to(exact) / self.temperature, dim=-1)
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        # The likeliest at 0 first: a tiny temperature would make infinities of several.
+        temperature = max(self.temperature, torch.finfo(exact.dtype).tiny)
+        return torch.softmax((exact - exact.amax(-1, keepdim=True)) / temperature, dim=-1)
 
     def pick(self, logits: Tensor) -> Tensor:
         """Choose one token (batch, 1) from each row of logits (batch, V)."""
@@ -310,7 +251,7 @@ class _Chooser:
 
 
 def _draft(
-    stream: ResidualStream, chooser: _Chooser, depth: int, budget: int, eos_token_id: int | None
+    stream: ResidualStream, chooser: _Chooser, depth: int, budget: int, ends: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Draft up to `budget` tokens (1, K) with blocks 1..depth, and their distributions (K, V) if sampling."""
     draft = torch.empty(1, 0, dtype=torch.long, device=stream.waiting[0][0].device)
@@ -322,7 +263,7 @@ def _draft(
         if chooser.do_sample:
             probabilities.append(chooser.probabilities(logits))
         stream.feed(token)
-        if eos_token_id is not None and bool(token == eos_token_id):
+        if bool(torch.isin(token, ends)):
             break
     return draft, torch.cat(probabilities) if probabilities else None
 
@@ -341,21 +282,76 @@ def _first_sure_exit(
     return exits[-1], stream.parts.logits(stream.advance(below, exits[-1])[:, -1])
 
 
-def _joined(states: list[Tensor]) -> Tensor:
-    return states[0] if len(states) == 1 else torch.cat(states, dim=1)
-
-
-def _check_prompt(parts: Parts, input_ids: Tensor, max_new_tokens: int, temperature: float) -> None:
-    if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.is_floating_point():
+def _check_prompt(input_ids: Tensor, temperature: float) -> None:
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(f"input_ids must be a tensor, got {type(input_ids).__name__}")
+    if input_ids.dim() != 2 or 0 in input_ids.shape or not holds_integers(input_ids):
         raise ValueError(
-            "input_ids must be integers of shape (batch, length) with length >= 1, "
+            "input_ids must be integers of shape (batch, length), both at least 1, "
             f"got {input_ids.dtype} of shape {tuple(input_ids.shape)}"
         )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if any(layer.training for layer in parts.layers):
-        warnings.warn(
-            "the model is in training mode: dropout will act; call model.eval() first", stacklevel=4
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
+def _checked_thresholds(thresholds: Sequence[float] | None, exits: Sequence[int]) -> list[float]:
+    if thresholds is None:
+        return default_thresholds(exits)
+    try:
+        bars = [float(threshold) for threshold in thresholds]
+    except TypeError:
+        raise TypeError(f"thresholds must be a sequence of numbers, got {thresholds!r}") from None
+    if len(bars) != len(exits) - 1:
+        raise ValueError(
+            f"thresholds must have one number per exit but the last ({len(exits) - 1}), got {len(bars)}"
         )
+    if any(math.isnan(bar) for bar in bars):
+        raise ValueError(f"thresholds must be numbers, got {bars}")
+    return bars
+
+
+def _end_tokens(eos_token_id: int | Sequence[int] | None, device: torch.device) -> Tensor:
+    """The ids that end a text, perhaps none."""
+    if eos_token_id is None:
+        return torch.empty(0, dtype=torch.long, device=device)
+    try:
+        ids = [operator.index(eos_token_id)]  # type: ignore[arg-type]
+    except TypeError:
+        try:
+            ids = [operator.index(token) for token in eos_token_id]  # type: ignore[union-attr]
+        except TypeError:
+            raise TypeError(f"eos_token_id must be token ids or None, got {eos_token_id!r}") from None
+    if any(token < 0 for token in ids):
+        raise ValueError(f"eos_token_id must be token ids or None, got {eos_token_id}")
+    return torch.tensor(ids, dtype=torch.long, device=device)
+
+
+def _padding(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+    """How many positions in front of each prompt are padding (batch,), None if none is."""
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, Tensor):
+        raise TypeError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}")
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape {tuple(input_ids.shape)} of input_ids, "
+            f"got {tuple(attention_mask.shape)}"
+        )
+    real = attention_mask == 1
+    ends_in_text, has_holes = real[:, -1].all(), (real[:, :-1] & ~real[:, 1:]).any()
+    if not bool((real | (attention_mask == 0)).all() & ends_in_text & ~has_holes):
+        raise ValueError(
+            "attention_mask must be 0s, then 1s in every row (prompts padded on the left, since they are "
+            f"continued on the right), got {attention_mask.tolist()}"
+        )
+    padding = (~real).sum(1)
+    return padding.to(input_ids.device) if bool(padding.any()) else None
+
+
+def _padded(parts: Parts, padding: Tensor) -> Parts:
+    if parts.padded is None:
+        raise ValueError(
+            "attention_mask has padding, for which Parts made by hand need `padded`; decode one prompt at a time, "
+            "or prompts of one length"
+        )
+    return parts.padded(padding)

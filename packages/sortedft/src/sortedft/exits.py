@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from sortedft._checks import checked_count, checked_exits
 
 
 def default_exits(num_layers: int, num_exits: int = 8) -> list[int]:
@@ -25,17 +26,15 @@ def default_exits(num_layers: int, num_exits: int = 8) -> list[int]:
 
     Raises:
         ValueError: If either number is smaller than one.
+        TypeError: If either is not an integer.
 
-    Example:
+    Examples:
         >>> default_exits(40)
         [12, 16, 20, 24, 28, 32, 36, 40]
         >>> default_exits(8)
         [2, 3, 4, 5, 6, 7, 8]
     """
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
-    if num_exits < 1:
-        raise ValueError(f"num_exits must be at least 1, got {num_exits}")
+    num_layers, num_exits = checked_count("num_layers", num_layers), checked_count("num_exits", num_exits)
     if num_exits == 1:
         return [num_layers]
     spacing = 0.7 * num_layers / (num_exits - 1)
@@ -56,33 +55,12 @@ def default_thresholds(exits: Sequence[int]) -> list[float]:
     Returns:
         `len(exits) - 1` probabilities.
 
-    Example:
+    Examples:
         >>> default_thresholds([2, 4, 6, 8])
         [0.95, 0.825, 0.7]
     """
     steps = len(exits) - 1
     return [round(0.95 - 0.25 * index / max(steps - 1, 1), 6) for index in range(steps)]
-
-
-def check_exits(exits: Sequence[int], num_layers: int, *, full: bool = False) -> None:
-    """Raise ValueError unless `exits` are increasing depths in 1..num_layers.
-
-    Args:
-        exits: The depths to check.
-        num_layers: N, the number of blocks.
-        full: Whether the last exit must be N.
-
-    Raises:
-        ValueError: If they are not.
-    """
-    if len(exits) == 0:
-        raise ValueError("exits must name at least one depth, got none")
-    if any(later <= earlier for earlier, later in pairwise(exits)):
-        raise ValueError(f"exits must be strictly increasing, got {list(exits)}")
-    if exits[0] < 1 or exits[-1] > num_layers:
-        raise ValueError(f"exits must lie in 1..{num_layers} (the number of blocks), got {list(exits)}")
-    if full and exits[-1] != num_layers:
-        raise ValueError(f"exits must end with {num_layers} (the full model), got {list(exits)}")
 
 
 class SortedSampler(Iterator[int]):
@@ -102,8 +80,9 @@ class SortedSampler(Iterator[int]):
 
     Raises:
         ValueError: If `exits` is empty, unsorted or not positive, or `accumulation_steps` < 1.
+        TypeError: If any of them is not an integer.
 
-    Example:
+    Examples:
         >>> import itertools
         >>> sampler = SortedSampler([2, 4], accumulation_steps=2, always_full=True)
         >>> [depth for depth in itertools.islice(sampler, 6)][1::2]
@@ -118,12 +97,9 @@ class SortedSampler(Iterator[int]):
         accumulation_steps: int = 1,
         always_full: bool = False,
     ) -> None:
-        check_exits(exits, num_layers=max(exits, default=0))
-        if accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}")
-        self.exits = tuple(exits)
+        self.exits = tuple(checked_exits(exits))
         self.generator = generator
-        self.accumulation_steps = accumulation_steps
+        self.accumulation_steps = checked_count("accumulation_steps", accumulation_steps)
         self.always_full = always_full
         self._micro_step = 0
 
@@ -143,13 +119,13 @@ class ExitHeads(nn.Module):
     starts as a copy of the shared head and costs V x D parameters; pass one to `sorted_loss` as `head`.
 
     Args:
-        head: The model's own head, with `weight` (V, D).
+        head: The model's own head.
         exits: Depths that get a head; the full model keeps its own.
 
     Raises:
         ValueError: If `exits` is empty, unsorted or not positive.
 
-    Example:
+    Examples:
         >>> heads = ExitHeads(nn.Linear(8, 20, bias=False), exits=[2, 3])
         >>> heads(torch.zeros(5, 8), 2).shape
         torch.Size([5, 20])
@@ -157,9 +133,8 @@ class ExitHeads(nn.Module):
 
     def __init__(self, head: nn.Module, exits: Sequence[int]) -> None:
         super().__init__()
-        check_exits(exits, num_layers=max(exits, default=0))
-        self.exits = tuple(exits)
-        self.heads = nn.ModuleDict({str(depth): copy.deepcopy(head) for depth in exits})
+        self.exits = tuple(checked_exits(exits))
+        self.heads = nn.ModuleDict({str(depth): copy.deepcopy(head) for depth in self.exits})
         self.requires_grad_(True)
 
     def __getitem__(self, depth: int) -> nn.Module:

@@ -1,34 +1,13 @@
-"""The parts of a causal language model, and how to run its blocks one range at a time."""
+"""The parts of a causal language model, and the cache that lets its blocks run one range at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-class _Names(NamedTuple):
-    backbone: str
-    layers: str
-    norm: str
-    embed: str
-    cache: str = "past_key_values"
-
-
-_LLAMA = _Names("model", "layers", "norm", "embed_tokens")
-_FAMILIES = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "gpt2": _Names("transformer", "h", "ln_f", "wte"),
-    "gpt_neox": _Names("gpt_neox", "layers", "final_layer_norm", "embed_in", cache="layer_past"),
-}
 
 
 class KeyValueCache:
@@ -38,7 +17,7 @@ class KeyValueCache:
     another, and cropping costs nothing: the buffers double when full and are never copied otherwise.
     Memory: at most 2 x 2 x batch x heads x length x head size per block.
 
-    Example:
+    Examples:
         >>> cache = KeyValueCache()
         >>> key = torch.ones(1, 2, 5, 4)
         >>> keys, values = cache.update(key, key, 0)
@@ -50,6 +29,7 @@ class KeyValueCache:
     def __init__(self) -> None:
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._lengths: dict[int, int] = {}
+        self.last_length: int | None = None  # positions that the latest update led to
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append (batch, heads, new, size) keys and values of one block; return all it has."""
@@ -60,7 +40,7 @@ class KeyValueCache:
         keys, values = self._buffers[layer_idx]
         keys[:, :, start:stop] = key
         values[:, :, start:stop] = value
-        self._lengths[layer_idx] = stop
+        self._lengths[layer_idx] = self.last_length = stop
         return keys[:, :, :stop], values[:, :, :stop]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -108,6 +88,9 @@ class Parts:
             given to `run` as `shared`. By default `start` itself.
         logit_scale: Factor on the logits.
         logit_softcap: c in c tanh(logits / c), or None.
+        padded: Given (batch,) numbers of positions in front of each prompt that are padding, the parts whose
+            `embed` and `prepare` count positions from the first real one, and hide the others. Only
+            needed for the `attention_mask` of `dynamic_generate`; `adapter` provides it.
     """
 
     layers: nn.ModuleList
@@ -118,6 +101,7 @@ class Parts:
     prepare: Callable[[Tensor, int], Any] = _prepare_nothing
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    padded: Callable[[Tensor], Parts] | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Read un-normed states (..., D) of any exit as logits (..., V)."""
@@ -125,108 +109,3 @@ class Parts:
         if self.logit_softcap is None:
             return logits
         return torch.tanh(logits / self.logit_softcap) * self.logit_softcap
-
-
-def adapter(model: nn.Module | Parts) -> Parts:
-    """Find the parts of a causal language model.
-
-    Knows Hugging Face's Llama, Mistral, Qwen 2 and 3, Gemma and Gemma 2, GPT-2 and GPT-NeoX. Parts are
-    returned as they are, so every function of this package takes either.
-
-    Args:
-        model: The model, with its language-model head.
-
-    Returns:
-        Its parts, sharing all parameters.
-
-    Raises:
-        TypeError: If the model is an encoder-decoder, or of a family not in the list.
-        ValueError: If its attention is neither "sdpa" nor "eager".
-    """
-    if isinstance(model, Parts):
-        return model
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise TypeError(
-            f"model must be a decoder-only language model, got encoder-decoder {type(model).__name__}"
-        )
-    family = getattr(config, "model_type", None)
-    if family not in _FAMILIES or getattr(model, "get_output_embeddings", lambda: None)() is None:
-        raise TypeError(
-            f"model must be a causal language model of one of {sorted(_FAMILIES)} "
-            f"(for any other pass Parts made by hand), got {type(model).__name__} of type {family!r}"
-        )
-    attention = getattr(config, "_attn_implementation", "sdpa")
-    if attention not in ("sdpa", "eager"):
-        raise ValueError(
-            f"model must be loaded with attn_implementation 'sdpa' or 'eager', got {attention!r}"
-        )
-    return _hugging_face_parts(model, config, _FAMILIES[family])
-
-
-def _hugging_face_parts(model: Any, config: Any, names: _Names) -> Parts:
-    backbone = getattr(model, names.backbone)
-    layers = getattr(backbone, names.layers)
-    table = getattr(backbone, names.embed)
-    # Gemma scales its embedding: in the forward pass of older releases, in the table of newer ones.
-    scales_outside = config.model_type.startswith("gemma") and not hasattr(table, "embed_scale")
-    windows = {id(layer): _sliding_window(config, index) for index, layer in enumerate(layers)}
-
-    def embed(input_ids: Tensor, start: int) -> Tensor:
-        hidden = table(input_ids)
-        if scales_outside:
-            hidden = hidden * torch.tensor(config.hidden_size**0.5, dtype=hidden.dtype)
-        if hasattr(backbone, "wpe"):
-            hidden = hidden + backbone.wpe(_positions(hidden, start))
-        return hidden
-
-    def prepare(hidden: Tensor, start: int) -> dict[str, Any]:
-        position_ids = _positions(hidden, start)
-        masks = {window: _causal_mask(hidden, start, window) for window in set(windows.values())}
-        shared: dict[str, Any] = {"masks": masks, "position_ids": position_ids}
-        if hasattr(backbone, "rotary_emb"):
-            shared["position_embeddings"] = backbone.rotary_emb(hidden, position_ids)
-        return shared
-
-    def run(layer: nn.Module, hidden: Tensor, shared: dict[str, Any], cache: KeyValueCache) -> Tensor:
-        arguments = {key: value for key, value in shared.items() if key != "masks"}
-        mask = shared["masks"][windows[id(layer)]]
-        output = layer(hidden, attention_mask=mask, **{names.cache: cache}, **arguments)
-        return output[0] if isinstance(output, tuple) else output
-
-    return Parts(
-        layers=layers,
-        norm=getattr(backbone, names.norm),
-        head=model.get_output_embeddings(),
-        embed=embed,
-        run=run,
-        prepare=prepare,
-        logit_softcap=getattr(config, "final_logit_softcapping", None),
-    )
-
-
-def _sliding_window(config: Any, index: int) -> int | None:
-    """How far back block `index` sees, None for everything."""
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        return window if types[index] == "sliding_attention" else None
-    return window if getattr(config, "use_sliding_window", True) else None
-
-
-def _positions(hidden: Tensor, start: int) -> Tensor:
-    return torch.arange(start, start + hidden.shape[1], device=hidden.device).unsqueeze(0)
-
-
-def _causal_mask(hidden: Tensor, start: int, window: int | None) -> Tensor | None:
-    """Additive mask (1, 1, new, start + new), None where one new token may see everything."""
-    new = hidden.shape[1]
-    if new == 1 and (window is None or start < window):
-        return None
-    query = torch.arange(start, start + new, device=hidden.device).unsqueeze(1)
-    key = torch.arange(start + new, device=hidden.device)
-    hidden_from_view = key > query
-    if window is not None:
-        hidden_from_view = hidden_from_view | (key <= query - window)
-    mask = torch.zeros(new, start + new, dtype=hidden.dtype, device=hidden.device)
-    return mask.masked_fill(hidden_from_view, torch.finfo(hidden.dtype).min)[None, None]

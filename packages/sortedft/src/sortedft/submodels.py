@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from sortedft.parts import Parts, adapter
+from sortedft._checks import checked_count, is_plain_linear
+from sortedft.families import adapter, without_shell
+from sortedft.parts import Parts
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_LAYER_KEY = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_DEPTH = "the number of blocks"
+_LAYER_KEY = re.compile(r"((?:^|.*?\.)(?:layers|h|blocks))\.(\d+)\.")
 # Each family's feed-forward network: what widens to the intermediate channels, and what narrows back.
 _FEED_FORWARD = (
     (("gate_proj", "up_proj"), "down_proj"),
@@ -48,12 +51,14 @@ def submodel(
         The model itself.
 
     Raises:
-        ValueError: If `depth` or `ff_keep` is out of range, or no feed-forward network is recognised.
+        ValueError: If `depth` or `ff_keep` is out of range, or no feed-forward network is recognised, or it
+            is more than weights and biases (adapters, quantised weights, hooks).
+        TypeError: If either is not an integer.
     """
     layers = (parts or adapter(model)).layers
-    depth = len(layers) if depth is None else depth
-    if not 1 <= depth <= len(layers):
-        raise ValueError(f"depth must be in 1..{len(layers)} (the number of blocks), got {depth}")
+    depth = len(layers) if depth is None else checked_count("depth", depth, len(layers), _DEPTH)
+    if ff_keep is not None:
+        ff_keep = checked_count("ff_keep", ff_keep)
     owner, name = _place_of(layers, model)
     # The two happen in one `try` so that a width that does not fit leaves the model untouched.
     narrowed: list[tuple[nn.Module, str, nn.Module]] = []
@@ -76,7 +81,7 @@ def cut(model: Model, depth: int, *, parts: Parts | None = None) -> Model:
     parameters, so it costs no memory and follows further training; deepcopy it to part them.
 
     Args:
-        model: The full model.
+        model: The full model; DistributedDataParallel and `torch.compile` around it are left behind.
         depth: Blocks to keep, 1..N.
         parts: The model's parts if `adapter` cannot find them.
 
@@ -85,8 +90,11 @@ def cut(model: Model, depth: int, *, parts: Parts | None = None) -> Model:
 
     Raises:
         ValueError: If `depth` is out of range.
+        TypeError: If it is not an integer.
     """
+    model = without_shell(model)
     tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    depth = checked_count("depth", depth)
     with submodel(model, depth, parts=parts):
         shallow = copy.deepcopy(model, tensors)
     config = getattr(shallow, "config", None)
@@ -109,19 +117,24 @@ def cut_state_dict(state_dict: Mapping[str, Tensor], depth: int) -> dict[str, Te
         `safetensors.torch.save_file` beside a config with `num_hidden_layers = depth`.
 
     Raises:
-        ValueError: If no key names a block, or `depth` is out of range.
+        ValueError: If no key names a block, keys name several lists of blocks (an image encoder's beside
+            the language model's), or `depth` is out of range.
+        TypeError: If `depth` is not an integer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> full = {f"model.layers.{index}.weight": torch.ones(1) for index in range(4)}
         >>> list(cut_state_dict(full, 2))
         ['model.layers.0.weight', 'model.layers.1.weight']
     """
-    index = {key: int(match[1]) for key in state_dict if (match := _LAYER_KEY.search(key))}
-    if not index:
+    matches = {key: match for key in state_dict if (match := _LAYER_KEY.match(key))}
+    if not matches:
         raise ValueError("state_dict must have keys like 'model.layers.0.…' or 'transformer.h.0.…', got none")
-    if not 1 <= depth <= max(index.values()) + 1:
-        raise ValueError(f"depth must be in 1..{max(index.values()) + 1} (the number of blocks), got {depth}")
+    lists = sorted({match[1] for match in matches.values()})
+    if len(lists) > 1:
+        raise ValueError(f"state_dict must hold one list of blocks, got {lists}")
+    index = {key: int(match[2]) for key, match in matches.items()}
+    depth = checked_count("depth", depth, max(index.values()) + 1, _DEPTH)
     return {key: tensor for key, tensor in state_dict.items() if index.get(key, 0) < depth}
 
 
@@ -152,14 +165,22 @@ def _narrow(layer: nn.Module, keep: int, replaced: list[tuple[nn.Module, str, nn
         for widen, narrow in _FEED_FORWARD:
             if all(isinstance(getattr(module, name, None), nn.Module) for name in (*widen, narrow)):
                 width = _as_linear(getattr(module, narrow)).shape[1]
-                if not 1 <= keep <= width:
-                    raise ValueError(f"ff_keep must be in 1..{width} (the intermediate width), got {keep}")
+                checked_count("ff_keep", keep, width, "the intermediate width")
                 for name, side in [*((name, "out") for name in widen), (narrow, "in")]:
                     full = getattr(module, name)
+                    _check_projection(name, full)
                     replaced.append((module, name, full))
                     setattr(module, name, _Narrowed(full, keep, side))
                 return
     raise ValueError(f"ff_keep needs a feed-forward network named like one of {_FEED_FORWARD} in every block")
+
+
+def _check_projection(name: str, projection: Any) -> None:
+    if not is_plain_linear(projection) and not hasattr(projection, "nf"):
+        raise ValueError(
+            f"ff_keep needs plain linear projections, got {name} of type {type(projection).__name__} "
+            "(an adapter, quantised weights or a hook: merge or remove it)"
+        )
 
 
 def _place_of(layers: nn.ModuleList, model: nn.Module) -> tuple[nn.Module, str]:

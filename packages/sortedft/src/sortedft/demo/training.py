@@ -12,7 +12,7 @@ from sortedft.exits import ExitHeads
 from sortedft.loss import sorted_loss
 
 if TYPE_CHECKING:
-    from sortedft._demo_tasks import Task
+    from sortedft.demo.tasks import Task
 
 Progress = Callable[[float, str], None]
 

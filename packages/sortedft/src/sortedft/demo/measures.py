@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sortedft._demo_tasks import Batch, Task
-from sortedft._demo_training import Progress
 from sortedft.decoding import Generated, dynamic_generate, speculative_generate
+from sortedft.demo.tasks import Batch, Task
+from sortedft.demo.training import Progress
 from sortedft.exits import ExitHeads, default_thresholds
 from sortedft.loss import sorted_loss
 from sortedft.report import LayerReport, layer_report

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn import Identity
 
-from sortedft._demo_model import CharacterModel
-from sortedft._demo_training import Progress, fine_tune
-from sortedft.loss import IGNORE_INDEX, sorted_loss
-from sortedft.parts import Parts, adapter
+from sortedft.demo.model import CharacterModel
+from sortedft.demo.training import Progress, fine_tune
+from sortedft.families import adapter
+from sortedft.loss import IGNORE_INDEX, next_tokens, sorted_loss
+from sortedft.parts import Parts
 
 Batch = dict[str, Tensor]
 
@@ -59,6 +60,7 @@ class Task:
             head=parts.head,
             exits=exits,
             last_is_normed=self.last_is_normed,
+            logit_scale=parts.logit_scale,
             logit_softcap=parts.logit_softcap,
             return_per_exit=True,
         )
@@ -66,13 +68,13 @@ class Task:
     def log_probs(self, model: Any, batch: Batch, exits: list[int]) -> tuple[Tensor, Tensor]:
         """Log-probabilities (|B|, tokens, V) of every exit on the supervised tokens, and these tokens."""
         parts, states = self.parts(model), self.states(model, batch)
-        targets = pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+        targets = next_tokens(batch["labels"])
         supervised = targets != IGNORE_INDEX
         logits = []
         for depth in exits:
             is_normed = self.last_is_normed and depth == len(states) - 1
             state = states[depth][supervised]
-            logits.append(parts.head(state) if is_normed else parts.logits(state))
+            logits.append(replace(parts, norm=Identity()).logits(state) if is_normed else parts.logits(state))
         return torch.stack(logits).float().log_softmax(-1), targets[supervised]
 
 
@@ -92,7 +94,7 @@ class Sizes:
 
 
 SIZES = {
-    "smoke": Sizes(4, 32, 48, 4, 20, 20, 2, 1, 16),
+    "smoke": Sizes(4, 32, 48, 4, 12, 12, 2, 1, 8),
     "laptop": Sizes(8, 64, 64, 4, 900, 700, 48, 4, 64),
 }
 
