@@ -15,7 +15,7 @@ from timex_explain import (
     occlusion_saliency,
     saliency_scores,
 )
-from timex_explain._demo_models import ConvNet, Transformer
+from timex_explain.demo.models import ConvNet, Transformer
 
 both = pytest.mark.parametrize("case", ["ours", "peer"])
 BATCH = 256

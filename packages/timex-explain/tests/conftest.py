@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -5,7 +7,9 @@ from torch import nn
 
 from timex_explain import Replacement, TimeX
 
-settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=15)
+# The lowest versions are tried for their interfaces: few examples are enough there.
+EXAMPLES = 3 if os.environ.get("ARMILLARY_LOWEST") == "1" else 8
+settings.register_profile("isolated", deadline=None, derandomize=True, max_examples=EXAMPLES)
 settings.load_profile("isolated")
 
 LENGTH, NUM_FEATURES, NUM_CLASSES = 12, 3, 4

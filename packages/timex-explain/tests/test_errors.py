@@ -50,6 +50,10 @@ def model(x):
     return x.flatten(1)[:, :2]
 
 
+def one_logit(x):
+    return x.flatten(1)[:, :1]
+
+
 def raises(error, message):
     return pytest.raises(error, match=re.escape(message))
 
@@ -100,6 +104,7 @@ def test_masks(call, error, message):
         (lambda: label_consistency(X[:1, 0], X[:1, 0]), ValueError, "logits must have at least 2 rows"),
         (lambda: label_consistency(X[0], X[0][:, :1]), ValueError, "logits_explanation must have the shape of logits"),
         (lambda: label_consistency(X[0], X[0], chunk_rows=0), ValueError, "chunk_rows must be at least 1, got 0"),
+        (lambda: label_consistency(X[0][:, :1], X[0][:, :1]), ValueError, "logits must have at least 2 classes, got 1"),
         (lambda: sparsity_loss(MASK, 0.0), ValueError, "density must lie in (0, 1), got 0.0"),
         (lambda: sparsity_loss(MASK, 1.0), ValueError, "density must lie in (0, 1), got 1.0"),
         (lambda: sparsity_loss(MASK - 1), ValueError, "prob must lie in [0, 1]"),
@@ -153,6 +158,14 @@ def test_an_embedding_that_is_never_made(series, recurrent):
         ValueError, "embed must give one vector per series, (1, channels), but 'unused' was never called"
     ):
         TimeX(Skips().double(), series[2], embed="unused")
+
+
+def test_a_classifier_of_one_logit(series, recurrent):
+    model = recurrent(num_classes=1).double()
+    with raises(
+        ValueError, "the classifier's logits must have at least 2 classes, got 1: give a sigmoid's logit"
+    ):
+        TimeX(model, series[2], embed="head", embed_side="input")
 
 
 def test_a_classifier_elsewhere(series, recurrent):
@@ -221,8 +234,26 @@ def test_a_batch_without_pairs(series, make_explainer):
         (lambda: integrated_gradients(model, X, Y.double()), TypeError, "the classes of x must be integers"),
         (lambda: gradient_times_input(model, X, Y[:2]), ValueError, "the classes of x must be (4,), got shape (2,)"),
         (lambda: occlusion_saliency(model, X, Y, REPLACEMENT, num_draws=0), ValueError, "num_draws must be"),
+        (lambda: integrated_gradients(model, X, Y, batch_size=0), ValueError, "batch_size must be at least 1, got 0"),
+        (lambda: integrated_gradients(one_logit, X, 0 * Y), ValueError, "must have at least 2 classes, got 1: give a"),
+        (lambda: gradient_times_input(one_logit, X, 0 * Y), ValueError, "must have at least 2 classes, got 1"),
+        (lambda: occlusion_saliency(one_logit, X, 0 * Y, REPLACEMENT), ValueError, "must have at least 2 classes, got"),
+        (lambda: occlusion_curve(one_logit, X, Y, X, [0], REPLACEMENT), ValueError, "must have at least 2 classes"),
+        (lambda: auroc(X[:, 0, :1], Y), ValueError, "prob must be (batch, classes), 2 classes at least, got"),
+        (lambda: auroc(X[:, 0], 2 * Y), ValueError, "y must lie in [0, 2), got 0 to 2"),
+        (lambda: auroc(NAN[:, 0], Y), ValueError, "prob must be finite"),
+        (lambda: auroc(X[:, 0], Y[:3]), ValueError, "y must be (4,), got shape (3,)"),
+        (lambda: integrated_gradients(model, X, Y + 1), ValueError, "the classes of x must lie in [0, 2), got 1 to 2"),
+        (lambda: occlusion_saliency(model, X, Y - 1, REPLACEMENT), ValueError, "must lie in [0, 2), got -1 to 0"),
+        (lambda: occlusion_curve(model, X, 2 * Y, X, [0], REPLACEMENT), ValueError, "must lie in [0, 2), got 0 to 2"),
+        (lambda: occlusion_saliency(model, X[..., :1], Y, REPLACEMENT), ValueError, "x must be (batch, 5, 2), got"),
+        (lambda: gradient_times_input(lambda x: x, X, Y), ValueError, "must give logits (4, classes), got shape"),
+        (lambda: gradient_times_input(lambda x: (x,), X, Y), ValueError, "must give logits (4, classes), got tuple"),
+        (lambda: gradient_times_input(lambda x: model(x) / 0, X, Y), ValueError, "logits must be finite"),
         (lambda: saliency_scores(X, torch.zeros_like(X)), ValueError, "truth must have a true point in every series"),
         (lambda: saliency_scores(X, X[:2]), ValueError, "truth must have the shape of saliency"),
+        (lambda: saliency_scores(X, NAN), ValueError, "truth must be bool, or zeros and ones, got other values"),
+        (lambda: saliency_scores(X, 2.0 * (X > 0)), ValueError, "truth must be bool, or zeros and ones, got other"),
         (lambda: saliency_scores(NAN, X > 0), ValueError, "saliency must be finite"),
         (lambda: saliency_scores(Y, Y), TypeError, "saliency must be floating-point"),
         (lambda: occlusion_curve(model, X, Y, X, [0.5, 0.1], REPLACEMENT), ValueError, "fractions must be increasing"),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timex_explain import (
@@ -265,6 +265,7 @@ def test_occlusion_ends_where_nothing_is_left_and_begins_with_the_classifier():
 # --- data ------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=3)  # three generators, twice each
 @given(num_samples=st.integers(1, 60), seed=seeds)
 def test_synthetic_sets_are_balanced_and_reproducible(num_samples, seed):
     for make in (freq_shapes, seq_comb, low_variance):

@@ -33,6 +33,7 @@ from timex_explain import (
     sparsity_loss,
     straight_through_bernoulli,
 )
+from timex_explain._classifier import may_recur
 from timex_explain._transformer import DecoderLayer, EncoderLayer
 
 LENGTH, NUM_FEATURES = 12, 3
@@ -264,7 +265,8 @@ def test_a_pass_is_made_of_its_parts(series, make_explainer):
     out = explainer(x, generator=torch.Generator().manual_seed(5))
     source = torch.Generator().manual_seed(5)
     times = torch.arange(1.0, LENGTH + 1, dtype=x.dtype).expand(len(x), -1)
-    mask = explainer.mask_generator(x, explainer.sequence_encoder(x, times), generator=source)
+    standard = replacement.standardize(x)
+    mask = explainer.mask_generator(standard, explainer.sequence_encoder(standard, times), generator=source)
     assert torch.equal(out.mask, mask.sample)
     seen = replacement(x, mask.sample, source)
     caught = []
@@ -451,34 +453,6 @@ def test_landmarks_begin_at_embeddings_of_every_class(series, make_explainer):
     assert y[rows].bincount().tolist() == [2, 2, 2, 2]
 
 
-def test_training_finds_the_points_that_decide():
-    """Two classes told apart by the sign of three points: the explainer must find those three."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(256) % 2
-    x = torch.randn(256, 15, 1, generator=generator)
-    x[:, 6:9, 0] = (2.0 * y.unsqueeze(1) - 1) * 1.5 + 0.2 * x[:, 6:9, 0]
-    model = nn.Sequential(nn.Flatten(), nn.Linear(15, 2, bias=False), nn.Linear(2, 2))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model[1].weight.zero_()[:, 6:9] = torch.tensor([[1.0], [-1.0]])
-        model[2].weight.copy_(torch.tensor([[-1.0, 1.0], [1.0, -1.0]]))
-        explainer = TimeX(model, Replacement.fit(x), embed="1", num_landmarks=8)
-    explainer.init_landmarks([(x, y)], generator)
-    parameters = [p for p in explainer.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=5e-3)
-    with torch.random.fork_rng(devices=[]):  # dropout draws from the global source
-        torch.manual_seed(0)
-        for _ in range(60):
-            rows = torch.randint(256, (64,), generator=generator)
-            loss = explainer.losses(explainer(x[rows], generator=generator))["total"]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    truth = torch.zeros(256, 15, 1, dtype=torch.bool)
-    truth[:, 6:9] = True
-    assert saliency_scores(explainer.explain(x), truth).auprc.mean() > 0.9
-
-
 # --- attributions and scores -----------------------------------------------------------------------
 
 
@@ -504,6 +478,34 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_logits():
     total = integrated_gradients(model, x, target, num_steps=400).sum((1, 2))
     difference = (model(x) - model(torch.zeros_like(x))).gather(1, target.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(total, difference.detach(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 25, 1000])
+def test_integrated_gradients_are_the_same_in_any_chunks(batch_size):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, target, baseline = normal(6, 4, 2), torch.arange(6) % 3, normal(4, 2, seed=1)
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    chunked = integrated_gradients(model, x, target, num_steps=7, baseline=baseline, batch_size=batch_size)
+    assert (max(sizes), sum(sizes)) == (min(batch_size, 42), 42)
+    whole = integrated_gradients(model, x, target, num_steps=7, baseline=baseline)
+    torch.testing.assert_close(chunked, whole)
+    alone = integrated_gradients(model, x[4:5], target[4:5], num_steps=7, baseline=baseline)
+    torch.testing.assert_close(alone, whole[4:5])
+
+
+def test_cudnn_is_left_out_where_a_recurrent_layer_may_be(recurrent):
+    assert may_recur(recurrent())
+    assert may_recur(lambda x: x)
+    assert not may_recur(nn.Sequential(nn.Conv1d(1, 1, 1)))
+    if not torch.cuda.is_available():
+        pytest.skip("the rest needs CUDA")
+    model, x, target = recurrent().cuda().eval(), normal(4, 12, 3).float(), torch.arange(4)
+    on_cuda = integrated_gradients(model, x.cuda(), target.cuda(), num_steps=5)
+    torch.testing.assert_close(
+        on_cuda.cpu(), integrated_gradients(model.cpu(), x, target, num_steps=5), atol=1e-4, rtol=1e-3
+    )
 
 
 def test_occlusion_is_what_one_replaced_value_costs():

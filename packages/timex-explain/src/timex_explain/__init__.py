@@ -12,7 +12,7 @@ from timex_explain.attribution import (
     occlusion_saliency,
     saliency_scores,
 )
-from timex_explain.explainer import Objective, TimeX, TimeXOutput
+from timex_explain.explainer import TimeX
 from timex_explain.landmarks import (
     LandmarkTable,
     landmark_summary,
@@ -29,15 +29,18 @@ from timex_explain.losses import (
 from timex_explain.masks import (
     Mask,
     MaskGenerator,
-    Replacement,
     SequenceEncoder,
     attention_mask,
     encode_positions,
     straight_through_bernoulli,
 )
+from timex_explain.objective import Objective, TimeXOutput
+from timex_explain.replacement import Replacement
 from timex_explain.synthetic import LabelledSeries, freq_shapes, low_variance, seq_comb
+from timex_explain.training import FitHistory, fit
 
 __all__ = [
+    "FitHistory",
     "LabelledSeries",
     "LandmarkTable",
     "Mask",
@@ -54,6 +57,7 @@ __all__ = [
     "auroc",
     "connectedness_loss",
     "encode_positions",
+    "fit",
     "freq_shapes",
     "gradient_times_input",
     "integrated_gradients",

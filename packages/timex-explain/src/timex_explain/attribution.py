@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from timex_explain._checks import (
     check_count,
+    check_device,
     check_finite,
     check_labels,
+    check_logits,
     check_padding,
     check_same_shape,
     check_series,
+    check_target,
+    check_tensor,
+    clean_padded,
 )
-from timex_explain.masks import Replacement
+from timex_explain._classifier import differentiable, evaluating
+from timex_explain.replacement import Replacement
 
 Classifier = Callable[[Tensor], Tensor]
 
 
 def integrated_gradients(
-    model: Classifier, x: Tensor, target: Tensor, *, num_steps: int = 50, baseline: Tensor | None = None
+    model: Classifier,
+    x: Tensor,
+    target: Tensor,
+    *,
+    num_steps: int = 50,
+    baseline: Tensor | None = None,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Attribute logits by gradients along the straight way from a baseline.
 
@@ -31,38 +44,48 @@ def integrated_gradients(
     up to the error of the midpoint rule.
 
     Args:
-        model: (batch, T, D) to logits (batch, C); in evaluation mode.
+        model: (batch, T, D) to logits (batch, C); a module is in evaluation mode meanwhile.
         x: (batch, T, D).
         target: (batch,), the class y whose logit is attributed.
         num_steps: Gradients per series.
         baseline: Broadcastable to (batch, T, D); zero if None.
+        batch_size: Series at a time in the classifier, which bounds the memory; more than there are takes
+            several steps at once. None is as many as there are: one step of all series at a time.
 
     Returns:
         (batch, T, D), signed.
 
     Raises:
-        ValueError: If shapes do not fit, values are not finite or `num_steps` is not positive.
+        ValueError: If shapes do not fit, values are not finite, `num_steps` or `batch_size` is not
+            positive, or the classifier has fewer than two logits or not the classes of `target`.
         TypeError: If `x` is not floating-point or `target` not integers.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[[1.0], [2.0]]])
         >>> integrated_gradients(lambda x: x.flatten(1), x, torch.tensor([1])).tolist()
         [[[0.0], [2.0]]]
     """
     _check(x, target)
     check_count(num_steps, "num_steps")
-    start = torch.zeros_like(x) if baseline is None else baseline.expand_as(x)
-    total = torch.zeros_like(x)
-    for step in range(num_steps):
-        total += _gradient(model, torch.lerp(start, x, (step + 0.5) / num_steps), target)
-    return (x - start) * total / num_steps
+    size = len(x) if batch_size is None else batch_size
+    check_count(size, "batch_size")
+    start = torch.zeros_like(x) if baseline is None else _expanded(baseline, x)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    total = torch.zeros_like(x, dtype=exact)
+    # All pairs of a step and a series, step after step.
+    for pairs in torch.arange(num_steps * len(x), device=x.device).split(size):
+        step, rows = pairs // len(x), pairs % len(x)
+        place = ((step + 0.5) / num_steps).to(x.dtype)[:, None, None]
+        gradient = _gradient(model, torch.lerp(start[rows], x[rows], place), target[rows])
+        total.index_add_(0, rows, gradient.to(exact))
+    return ((x - start) * total / num_steps).to(x.dtype)
 
 
 def gradient_times_input(model: Classifier, x: Tensor, target: Tensor) -> Tensor:
     """Attribute logits by x_td dF_y / dx_td: the first-order share of every value in the logit.
 
     Args:
-        model: (batch, T, D) to logits (batch, C); in evaluation mode.
+        model: (batch, T, D) to logits (batch, C); a module is in evaluation mode meanwhile.
         x: (batch, T, D).
         target: (batch,), the class y whose logit is attributed.
 
@@ -70,10 +93,11 @@ def gradient_times_input(model: Classifier, x: Tensor, target: Tensor) -> Tensor
         (batch, T, D), signed.
 
     Raises:
-        ValueError: If shapes do not fit or values are not finite.
+        ValueError: If shapes do not fit, values are not finite, or the classifier has fewer than two
+            logits or not the classes of `target`.
         TypeError: If `x` is not floating-point or `target` not integers.
 
-    Example:
+    Examples:
         >>> gradient_times_input(lambda x: x.flatten(1), torch.ones(1, 2, 1), torch.tensor([1])).tolist()
         [[[0.0], [1.0]]]
     """
@@ -96,7 +120,7 @@ def occlusion_saliency(
     A_td = p_y(x) - mean over draws of p_y(x with x_td replaced): T D num_draws forward passes per series.
 
     Args:
-        model: (batch, T, D) to logits (batch, C); in evaluation mode.
+        model: (batch, T, D) to logits (batch, C); a module is in evaluation mode meanwhile.
         x: (batch, T, D).
         target: (batch,), the class y.
         replacement: What a value is replaced by.
@@ -107,22 +131,27 @@ def occlusion_saliency(
         (batch, T, D), signed.
 
     Raises:
-        ValueError: If shapes do not fit, values are not finite or `num_draws` is not positive.
+        ValueError: If shapes do not fit, values are not finite, `num_draws` is not positive, or the
+            classifier has fewer than two logits or not the classes of `target`.
         TypeError: If `x` is not floating-point or `target` not integers.
     """
     _check(x, target)
+    check_series(x, length=replacement.length, sensors=replacement.num_features)
     check_count(num_draws, "num_draws")
     rows = torch.arange(len(x), device=x.device)
-    lost = torch.zeros_like(x)
-    whole = model(x).softmax(-1)[rows, target]
+    exact = torch.promote_types(x.dtype, torch.float32)
+    lost = torch.zeros_like(x, dtype=exact)
+    logits = _logits_of(model, x, target)
+    whole = logits.softmax(-1, dtype=exact)[rows, target]
     for _ in range(num_draws):
         drawn = replacement.draw(x, generator)
         for time in range(x.shape[1]):
             for sensor in range(x.shape[2]):
                 occluded = x.clone()
                 occluded[:, time, sensor] = drawn[:, time, sensor]
-                lost[:, time, sensor] += whole - model(occluded).softmax(-1)[rows, target]
-    return lost / num_draws
+                prob = _logits_of(model, occluded, target).softmax(-1, dtype=exact)
+                lost[:, time, sensor] += whole - prob[rows, target]
+    return (lost / num_draws).to(x.dtype)
 
 
 class SaliencyScores(NamedTuple):
@@ -160,16 +189,19 @@ def saliency_scores(saliency: Tensor, truth: Tensor, *, padding: Tensor | None =
             undefined: leave it out).
         TypeError: If `saliency` is not floating-point or `padding` not bool.
 
-    Example:
+    Examples:
         >>> truth = torch.tensor([[[1], [0], [0], [1]]])
         >>> scores = saliency_scores(torch.tensor([[[0.9], [0.1], [0.1], [0.9]]]), truth)
         >>> [round(score.item(), 2) for score in scores]
         [1.0, 0.75, 1.0]
     """
     check_series(saliency, "saliency")
-    check_finite(saliency, "saliency")
     check_same_shape(truth, saliency, "truth", "saliency")
     check_padding(padding, saliency)
+    saliency = clean_padded(saliency, padding)
+    check_finite(saliency, "saliency")
+    if not bool(((truth == 0) | (truth == 1)).all()):
+        raise ValueError("truth must be bool, or zeros and ones, got other values")
     value, true = saliency.flatten(1), truth.flatten(1).bool()
     value = value.to(torch.promote_types(value.dtype, torch.float32))
     inside = torch.ones_like(true)
@@ -246,7 +278,7 @@ def occlusion_curve(
     it fall. All methods that share the state of `generator` share the draws.
 
     Args:
-        model: (batch, T, D) to logits (batch, C); in evaluation mode.
+        model: (batch, T, D) to logits (batch, C); a module is in evaluation mode meanwhile.
         x: (batch, T, D).
         y: (batch,) true classes, at least two different ones.
         saliency: (batch, T, D). Equal values go in the order of time.
@@ -260,12 +292,14 @@ def occlusion_curve(
         AUROC at each fraction: for several classes, the mean over pairs of classes.
 
     Raises:
-        ValueError: If shapes, fractions or order do not fit, values are not finite, or there is one class.
+        ValueError: If shapes, fractions or order do not fit, values are not finite, there is one class, or
+            the classifier has fewer than two logits or not the classes of `y`.
         TypeError: If `x` is not floating-point or `y` not integers.
     """
     _check(x, y)
     check_finite(saliency, "saliency")
     check_same_shape(saliency, x, "saliency", "x")
+    check_series(x, length=replacement.length, sensors=replacement.num_features)
     check_count(num_draws, "num_draws")
     parts = [float(part) for part in fractions]
     if not parts or parts != sorted(set(parts)) or parts[0] < 0 or parts[-1] > 1:
@@ -279,9 +313,13 @@ def occlusion_curve(
     values = []
     for part in parts:
         keep = rank >= round(part * rank[0].numel())
-        scores = [auroc(model(torch.where(keep, x, other)).softmax(-1), y) for other in drawn]
+        scores = [_auroc_of(model, torch.where(keep, x, other), y) for other in drawn]
         values.append(float(torch.stack(scores).mean()))
     return OcclusionCurve(parts, values)
+
+
+def _auroc_of(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    return auroc(_logits_of(model, x, y).softmax(-1), y)
 
 
 def auroc(prob: Tensor, y: Tensor) -> Tensor:
@@ -292,23 +330,30 @@ def auroc(prob: Tensor, y: Tensor) -> Tensor:
     series of classes i and j (Hand and Till, 2001). Classes without series are left out.
 
     Args:
-        prob: (batch, C).
-        y: (batch,).
+        prob: (batch, C), C at least 2.
+        y: (batch,), in [0, C).
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: If fewer than two classes are present.
+        ValueError: If fewer than two classes are present, shapes do not fit, or `prob` is not finite.
+        TypeError: If `y` is not integers.
 
-    Example:
+    Examples:
         >>> prob = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]])
         >>> float(auroc(prob, torch.tensor([0, 0, 1])))
         0.5
     """
+    check_tensor(prob, "prob")
+    if prob.dim() != 2 or prob.shape[1] < 2:
+        raise ValueError(f"prob must be (batch, classes), 2 classes at least, got shape {tuple(prob.shape)}")
+    check_finite(prob, "prob")
+    check_labels(y, len(prob), "y")
     classes = y.unique()
     if len(classes) < 2:
         raise ValueError("y must have at least two classes, got one")
+    check_target(y, prob.shape[1], "y")
     exact = prob.double()
     if prob.shape[1] == 2:
         return _pair_auroc(exact[y == 1, 1], exact[y == 0, 1])
@@ -330,11 +375,35 @@ def _pair_auroc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _gradient(model: Classifier, x: Tensor, target: Tensor) -> Tensor:
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), differentiable(model, x):
+        # What was made in inference mode has no gradient, but its copy may have.
+        x, target = (value.clone() if value.is_inference() else value for value in (x, target))
         x = x.detach().requires_grad_()
-        logits = model(x)
+        logits = _logits_of(model, x, target)
         (gradient,) = torch.autograd.grad(logits.gather(1, target.unsqueeze(1)).sum(), x)
     return gradient
+
+
+def _expanded(baseline: Tensor, x: Tensor) -> Tensor:
+    """The baseline of every series."""
+    check_tensor(baseline, "baseline")
+    check_device(baseline, x.device, "baseline")
+    check_finite(baseline, "baseline")
+    try:
+        return baseline.to(x.dtype).expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"baseline must be broadcastable to {tuple(x.shape)}, got shape {tuple(baseline.shape)}"
+        ) from None
+
+
+def _logits_of(model: Classifier, x: Tensor, target: Tensor) -> Tensor:
+    """Ask the classifier, in evaluation mode if it has one: no dropout, and no statistics of the batch."""
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
+        logits = model(x)
+    check_logits(logits, len(target))
+    check_target(target, logits.shape[1], "the classes of x")
+    return logits
 
 
 def _check(x: Tensor, target: Tensor) -> None:

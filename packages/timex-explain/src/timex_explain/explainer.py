@@ -2,117 +2,50 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from timex_explain._calls import Caller, Embed
+from timex_explain._calls import Caller, Embed, Logits
 from timex_explain._checks import (
+    check_classes,
     check_count,
     check_device,
-    check_finite,
+    check_dtype,
     check_labels,
     check_padding,
     check_positive,
     check_series,
-    check_sorted,
     check_times,
+    check_values,
+    clean_padded,
+    read_batch,
+)
+from timex_explain._classifier import (
+    check_apart,
+    check_fits,
+    copy_of,
+    differentiable,
+    evaluating,
+    frozen_copy,
+    make_encoder,
 )
 from timex_explain.landmarks import cosine, straight_through_categorical, stratified_rows
-from timex_explain.losses import (
-    check_density,
-    check_mode,
-    connectedness,
-    label_consistency,
-    mbc_loss,
-    simclr_loss,
-    sparsity,
-)
 from timex_explain.masks import (
     Mask,
     MaskGenerator,
-    Replacement,
     SequenceEncoder,
     attention_mask,
     default_times,
 )
+from timex_explain.objective import Objective, TimeXOutput, loss_terms
+from timex_explain.replacement import Replacement
 
-
-@dataclass(frozen=True)
-class Objective:
-    """What the explainer is trained for; the defaults are the paper's on its synthetic sets.
-
-    total = explanation (sparsity + connectedness C) + similarity (consistency + landmark Λ + label L)
-
-    Attributes:
-        density: r of the sparsity term, in (0, 1): 0.5 on the synthetic sets, 0.1 on PAM.
-        explanation: Weight of the two terms about the mask.
-        connectedness: C, relative to sparsity.
-        connectedness_mode: `"official"` (the paper's code, which its weights and figures belong to) or
-            `"l1"` (the equation as printed: far stronger at the same weight).
-        similarity: Weight of the terms about behaviour.
-        consistency: `"mbc"`, or one of the paper's ablations, `"simclr"` and `"none"`.
-        normalized: Whether the consistency is divided by the variance of the model's similarities.
-        label: L, the weight of label consistency; zero is an ablation.
-        label_mode: `"pairwise"` (the paper's equation) or `"official"` (its code).
-        landmark: Λ, the weight of the consistency of landmarks, which moves nothing but the landmarks.
-
-    Raises:
-        ValueError: If a number or a name is not one of those.
-    """
-
-    density: float = 0.5
-    explanation: float = 2.0
-    connectedness: float = 2.0
-    connectedness_mode: Literal["official", "l1"] = "official"
-    similarity: float = 1.0
-    consistency: Literal["mbc", "simclr", "none"] = "mbc"
-    normalized: bool = False
-    label: float = 1.0
-    label_mode: Literal["pairwise", "official"] = "pairwise"
-    landmark: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_density(self.density)
-        check_mode(self.connectedness_mode)
-        if self.consistency not in ("mbc", "simclr", "none"):
-            raise ValueError(f"consistency must be 'mbc', 'simclr' or 'none', got {self.consistency!r}")
-        if self.label_mode not in ("pairwise", "official"):
-            raise ValueError(f"label_mode must be 'pairwise' or 'official', got {self.label_mode!r}")
-        for name in ("explanation", "connectedness", "similarity", "label", "landmark"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
-
-
-class TimeXOutput(NamedTuple):
-    """Everything one forward pass makes.
-
-    Attributes:
-        prob: (batch, T, D), the saliency map.
-        mask: (batch, T, D), the mask drawn from it.
-        logits: (batch, C) of the explained model on the whole series.
-        logits_explanation: (batch, C) of the explainer's own head on the masked series.
-        z: (batch, d_z), the explained model's embedding of the whole series.
-        z_explanation: (batch, d_z), the explainer's embedding of the masked series.
-        z_landmark: (batch, d_z), the landmark chosen for each series.
-        assignment: (batch,), its number.
-        padding: (batch, T) bool or None, as given.
-    """
-
-    prob: Tensor
-    mask: Tensor
-    logits: Tensor
-    logits_explanation: Tensor
-    z: Tensor
-    z_explanation: Tensor
-    z_landmark: Tensor
-    assignment: Tensor
-    padding: Tensor | None
+_MASKINGS = ("replace", "attention", "both")
 
 
 class TimeX(nn.Module):
@@ -129,21 +62,28 @@ class TimeX(nn.Module):
     DistributedDataParallel set `find_unused_parameters=True`, since the copy's own head is not used.
 
     Args:
-        reference: The trained classifier: called with (batch, T, D), it returns logits (batch, C).
-        replacement: What masked values are replaced by; fit it on training series.
+        reference: The trained classifier: called with (batch, T, D), it returns logits (batch, C), or an
+            object or mapping whose `logits` they are.
+        replacement: What masked values are replaced by; fit it on training series. A copy is kept.
         embed: The name of the submodule that gives z (batch, d_z), the vector the classifier's decision is
             made from; or a callable `embed(model, x, **extra_inputs)` that returns (logits, z).
         embed_side: `"output"`, or `"input"` to take what goes *into* that submodule, as for `embed="head"`.
         encoder: The explanation encoder: None for a copy of the classifier, a module with the same insides
-            (such as an untrained one, the paper's ablation), or `"shared"` for the frozen classifier.
+            (such as an untrained one, the paper's ablation; it is trained in place), or `"shared"` for the
+            frozen classifier.
         memory: What the mask decoder looks at: None for a `SequenceEncoder` of its own, a module called
-            with (x, times, padding) that returns (batch, S, channels), or the name of a submodule of the
-            classifier whose output is that.
+            with (x, times, padding), in the units of `x`, that returns (batch, S, channels), or the name
+            of a submodule of the classifier whose output is that.
         num_landmarks: K.
         objective: What it is trained for.
         masking: `"replace"` masked values (any classifier); `"attention"` multiplies the classifier's attention by
             the mask and leaves the values (the paper's for transformers of one sensor); `"both"` (the
             paper's for transformers of several). The last two need `extra_inputs["attention"]`.
+        logits: Where else the logits are in what the classifier returns: the name of an attribute or key, a
+            position (0 for the first of a tuple), or a function of it.
+        channels_first: Whether the classifier, and `embed` if it is a callable, takes (batch, D, T), as
+            convolutions do, and the submodule named by `memory` gives (batch, channels, S). Everything
+            else stays (batch, T, D): `x`, masks, saliency.
         extra_inputs: What else the classifier takes, and by which keyword: `times` (batch, T), `padding`
             (batch, T) bool, `attention` (batch, T, T), for instance `{"padding": "src_key_padding_mask"}`.
         temperature: Of the mask's draw.
@@ -154,11 +94,17 @@ class TimeX(nn.Module):
         encoder: The explanation encoder.
         mask_generator: The `MaskGenerator`.
         landmarks: (K, d_z) parameter; set it by `init_landmarks` before training.
+        settings: What decides a draw, saved with the parameters: a file of other settings is refused.
 
     Raises:
-        ValueError: If a name is unknown, `embed` gives no vector per series, or a number is too small.
+        ValueError: If a name is unknown, `encoder` or `memory` is a part of the classifier, `embed` gives no
+            vector per series, or several, the classifier has fewer than two logits, or a number is too small.
+        TypeError: If the replacement has not the classifier's device or dtype.
 
-    Example:
+    Warns:
+        UserWarning: If the classifier seems to give probabilities, of which a softmax would be taken again.
+
+    Examples:
         >>> classifier = nn.Sequential(nn.Flatten(), nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> x, y = torch.randn(32, 20, 2), torch.arange(32) % 3
         >>> explainer = TimeX(classifier, Replacement.fit(x), embed="2", num_landmarks=6)
@@ -167,6 +113,8 @@ class TimeX(nn.Module):
         >>> explainer.eval().explain(x).shape
         torch.Size([32, 20, 2])
     """
+
+    settings: Tensor
 
     def __init__(
         self,
@@ -180,6 +128,8 @@ class TimeX(nn.Module):
         num_landmarks: int = 50,
         objective: Objective | None = None,
         masking: Literal["replace", "attention", "both"] = "replace",
+        logits: Logits | None = None,
+        channels_first: bool = False,
         extra_inputs: Mapping[str, str] | None = None,
         temperature: float = 1.0,
         hard: bool = True,
@@ -187,28 +137,49 @@ class TimeX(nn.Module):
         super().__init__()
         check_count(num_landmarks, "num_landmarks")
         check_positive(temperature, "temperature")
-        self._call = Caller(
-            embed, embed_side, dict(extra_inputs or {}), memory if isinstance(memory, str) else None
-        )
-        _check_masking(masking, self._call.extra_inputs)
+        _check_masking(masking, extra_inputs or {})
         self.masking, self.objective = masking, objective or Objective()
-        self.reference = copy.deepcopy(reference).requires_grad_(False).eval()
-        self.replacement = replacement
-        self.explanation_encoder = _make_encoder(reference, encoder)
-        for parameter in self.reference.parameters():
-            check_device(parameter, replacement.mean.device, "reference")
+        self._call = Caller(
+            embed,
+            embed_side,
+            dict(extra_inputs or {}),
+            memory if isinstance(memory, str) else None,
+            logits,
+            channels_first,
+        )
+        check_apart(memory, reference, "memory")
+        # What is made in inference mode could never be trained.
+        with torch.inference_mode(False):
+            self.reference = frozen_copy(reference)
+            self.replacement = copy_of(replacement)
+            self.explanation_encoder = make_encoder(reference, encoder)
+            check_fits(self.reference, replacement.mean)
+            self._make_parts(memory, num_landmarks, temperature, hard)
 
+    def _make_parts(
+        self, memory: nn.Module | str | None, num_landmarks: int, temperature: float, hard: bool
+    ) -> None:
+        """Make what is trained, of the sizes that one pass of the classifier shows."""
+        replacement = self.replacement
         length, num_features = replacement.length, replacement.num_features
         made: dict[str, Any] = {"device": replacement.mean.device, "dtype": replacement.mean.dtype}
         longest = float(length)  # the longest scale of time in the official code; the paper leaves it open
+        self._own_memory = memory is None
         if memory is None:
             self.sequence_encoder: nn.Module | None = SequenceEncoder(
                 num_features, position_base=longest, **made
             )
         else:
             self.sequence_encoder = memory if isinstance(memory, nn.Module) else None
-        logits, z, states = self._probe()
-        self.num_classes, self.embedding_size = logits.shape[1], z.shape[1]
+        scores, z, states = self._probe()
+        check_classes(scores.shape[1])
+        if _is_probability(scores):
+            warnings.warn(
+                "the classifier's outputs look like probabilities, of which a softmax would be taken again: "
+                "give their logarithm, as by logits=lambda prob: prob.clamp_min(1e-12).log()",
+                stacklevel=3,
+            )
+        self.num_classes, self.embedding_size = scores.shape[1], z.shape[1]
         self.mask_generator = MaskGenerator(
             num_features, states.shape[2], temperature=temperature, hard=hard, position_base=longest, **made
         )
@@ -218,6 +189,8 @@ class TimeX(nn.Module):
             nn.Linear(self.embedding_size, self.num_classes, **made),
         )
         self.landmarks = nn.Parameter(torch.randn(num_landmarks, self.embedding_size, **made))
+        settings = [_MASKINGS.index(self.masking), int(hard), round(temperature * 1e6)]
+        self.register_buffer("settings", torch.tensor(settings, device=replacement.mean.device))
 
     @property
     def encoder(self) -> nn.Module:
@@ -240,7 +213,7 @@ class TimeX(nn.Module):
             x: (batch, T, D).
             times: (batch, T), sorted; 1..T if None.
             padding: (batch, T) bool, true where a series has ended. Such points are never kept, replaced,
-                or counted.
+                or counted; NaN there counts as zero.
             generator: Source of masks, replacements and landmark choices, on the device of `x`.
 
         Returns:
@@ -251,9 +224,9 @@ class TimeX(nn.Module):
             ValueError: If shapes do not fit.
             TypeError: If dtypes or devices do not fit.
         """
-        times = self._check(x, times, padding)
+        x, times = self._checked(x, times, padding)
         logits, z, memory = self._reference_pass(x, times, padding)
-        mask = self.mask_generator(x, memory, times, padding, generator)
+        mask = self.mask_generator(self.replacement.standardize(x), memory, times, padding, generator)
         logits_explanation, z_explanation = self._explanation_pass(x, mask, times, padding, generator)
         choice = self._choose(z_explanation, generator)
         return TimeXOutput(
@@ -281,27 +254,7 @@ class TimeX(nn.Module):
         Raises:
             ValueError: If the batch is too small to have pairs.
         """
-        objective, prob, padding = self.objective, output.prob, output.padding
-        zero = prob.new_zeros(())
-        terms = {"consistency": zero, "landmark": zero, "label": zero}
-        if objective.consistency == "mbc":
-            terms["consistency"] = mbc_loss(output.z, output.z_explanation, normalized=objective.normalized)
-        elif objective.consistency == "simclr":
-            terms["consistency"] = simclr_loss(output.z, output.z_explanation)
-        if objective.landmark:
-            terms["landmark"] = mbc_loss(output.z, output.z_landmark, normalized=objective.normalized)
-        if objective.label:
-            terms["label"] = label_consistency(
-                output.logits, output.logits_explanation, official=objective.label_mode == "official"
-            )
-        terms["sparsity"] = sparsity(prob, objective.density, padding)
-        terms["connectedness"] = connectedness(prob, padding, objective.connectedness_mode)
-        about_mask = terms["sparsity"] + objective.connectedness * terms["connectedness"]
-        about_behaviour = (
-            terms["consistency"] + objective.landmark * terms["landmark"] + objective.label * terms["label"]
-        )
-        total = objective.explanation * about_mask + objective.similarity * about_behaviour
-        return {"total": total, **terms}
+        return loss_terms(self.objective, output)
 
     @torch.no_grad()
     def explain(
@@ -327,14 +280,15 @@ class TimeX(nn.Module):
             TypeError: If dtypes or devices do not fit.
         """
         check_count(batch_size, "batch_size")
-        stamps = self._check(x, times, padding)
-        _check_values(x, times, padding)
+        x, stamps = self._checked(x, times, padding)
+        check_values(x, stamps, padding)
         maps = []
-        with _evaluating(self):
+        with evaluating(self):
             for start in range(0, len(x), batch_size):
                 rows = slice(start, start + batch_size)
                 part = (x[rows], stamps[rows], None if padding is None else padding[rows])
-                maps.append(self.mask_generator.prob(part[0], self._memory_of(*part), *part[1:]))
+                standard = self.replacement.standardize(part[0])
+                maps.append(self.mask_generator.prob(standard, self._memory_of(*part), *part[1:]))
         return torch.cat(maps)
 
     @torch.no_grad()
@@ -352,10 +306,10 @@ class TimeX(nn.Module):
             TypeError: If dtypes or devices do not fit.
         """
         embeddings, labels = [], []
-        for x, of_x, *rest in batches:
-            times, padding = (*rest, None, None)[:2]
-            stamps = self._check(x, times, padding)
-            _check_values(x, times, padding)
+        for batch in batches:
+            x, of_x, times, padding = read_batch(batch, "batches")
+            x, stamps = self._checked(x, times, padding)
+            check_values(x, stamps, padding)
             check_labels(of_x, len(x))
             embeddings.append(self._call(self.reference, x, times=stamps, padding=padding)[1])
             labels.append(of_x)
@@ -369,6 +323,19 @@ class TimeX(nn.Module):
         super().train(mode)
         self.reference.eval()
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool, *rest: Any
+    ) -> None:
+        """Refuse what was saved under other settings: the same parameters would mean another explainer."""
+        saved = state_dict.get(f"{prefix}settings")  # missing in version 0.1, whose networks saw raw series
+        if saved is not None and saved.tolist() != self.settings.tolist():
+            errors = rest[-1]
+            errors.append(
+                "masking, hard and temperature must be as they were saved: "
+                f"{_told_settings(saved)}, got {_told_settings(self.settings)}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *rest)
 
     # --- parts of a pass ---------------------------------------------------------------------------
 
@@ -387,7 +354,8 @@ class TimeX(nn.Module):
     def _memory_of(self, x: Tensor, times: Tensor, padding: Tensor | None) -> Tensor:
         if self.sequence_encoder is None:
             return self._call.with_memory(self.reference, x, times=times, padding=padding)[2]
-        states: Tensor = self.sequence_encoder(x, times, padding)
+        seen = self.replacement.standardize(x) if self._own_memory else x
+        states: Tensor = self.sequence_encoder(seen, times, padding)
         return states
 
     def _explanation_pass(
@@ -400,13 +368,14 @@ class TimeX(nn.Module):
             seen = self.replacement(x, sample, generator)
         if self.masking != "replace":
             attention = attention_mask(mask.sample)
-        _, z = self._call(self.encoder, seen, times=times, padding=padding, attention=attention)
+        shared = self.explanation_encoder is None  # in evaluation mode
+        with differentiable(self.encoder, x) if shared else nullcontext():
+            _, z = self._call(self.encoder, seen, times=times, padding=padding, attention=attention)
         return self.head(z), z
 
     def _choose(self, z: Tensor, generator: torch.Generator | None) -> Tensor:
         """One-hot choice of a landmark for each embedding, whose gradient reaches only the landmarks."""
-        exact = torch.promote_types(z.dtype, torch.float32)
-        similarity = cosine(z.detach().to(exact), self.landmarks.to(exact))
+        similarity = cosine(z.detach(), self.landmarks)
         if self.training:
             return straight_through_categorical(similarity.log_softmax(-1), 0.1, generator)
         return torch.zeros_like(similarity).scatter_(-1, similarity.argmax(-1, keepdim=True), 1.0)
@@ -415,35 +384,26 @@ class TimeX(nn.Module):
     def _probe(self) -> tuple[Tensor, Tensor, Tensor]:
         """One pass on the mean series, which shows the sizes, and what does not fit."""
         x = self.replacement.mean.unsqueeze(0)
-        with _evaluating(self):
-            times = default_times(x)
-            if self.explanation_encoder is not None:
-                attention = x.new_ones(1, x.shape[1], x.shape[1]) if self.masking != "replace" else None
-                self._call(self.encoder, x, times=times, attention=attention)
-            return self._reference_pass(x, times, None)
+        times = default_times(x)
+        attention = x.new_ones(1, x.shape[1], x.shape[1]) if self.masking != "replace" else None
+        with evaluating(self):
+            found = self._reference_pass(x, times, None)
+            self._call(self.encoder, x, times=times, attention=attention)
+        return found
 
-    def _check(self, x: Tensor, times: Tensor | None, padding: Tensor | None) -> Tensor:
-        """Check shapes, dtypes and devices; return the time stamps."""
+    def _checked(self, x: Tensor, times: Tensor | None, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Check shapes, dtypes and devices; return series and time stamps without NaN where padded."""
         check_series(x, length=self.replacement.length, sensors=self.replacement.num_features)
         check_device(self.replacement.mean, x.device, "the explainer")
+        check_dtype(x, self.replacement.mean.dtype)
         check_times(times, x)
         check_padding(padding, x)
-        return default_times(x) if times is None else times
-
-
-def _make_encoder(reference: nn.Module, encoder: nn.Module | str | None) -> nn.Module | None:
-    """Give the module that sees masked series; None stands for the frozen classifier."""
-    if encoder is None:
-        return copy.deepcopy(reference).requires_grad_(True)
-    if isinstance(encoder, nn.Module):
-        return encoder
-    if encoder != "shared":
-        raise ValueError(f"encoder must be a module, 'shared' or None, got {encoder!r}")
-    return None
+        x = clean_padded(x, padding)
+        return x, default_times(x) if times is None else clean_padded(times, padding)
 
 
 def _check_masking(masking: str, extra_inputs: Mapping[str, str]) -> None:
-    if masking not in ("replace", "attention", "both"):
+    if masking not in _MASKINGS:
         raise ValueError(f"masking must be 'replace', 'attention' or 'both', got {masking!r}")
     if masking != "replace" and "attention" not in extra_inputs:
         raise ValueError(
@@ -452,21 +412,12 @@ def _check_masking(masking: str, extra_inputs: Mapping[str, str]) -> None:
         )
 
 
-def _check_values(x: Tensor, times: Tensor | None, padding: Tensor | None) -> None:
-    check_finite(x)
-    check_sorted(times, padding)
-    if padding is not None and bool(padding.all(1).any()):
-        raise ValueError("padding must leave at least one point of every series, got a series without any")
+def _told_settings(settings: Tensor) -> str:
+    masking, hard, temperature = settings.tolist()
+    return f"masking={_MASKINGS[masking]!r}, hard={bool(hard)}, temperature={temperature / 1e6:g}"
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put everything in evaluation mode, and back as it was."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
+def _is_probability(scores: Tensor) -> bool:
+    """Whether rows lie in [0, 1] and sum to one, which logits do by a rare chance alone."""
+    total = scores.double().sum(-1)
+    return bool((scores >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-3, rtol=0)

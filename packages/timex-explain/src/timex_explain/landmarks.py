@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from timex_explain._checks import check_count, check_device, check_labels, check_positive
+from timex_explain._checks import check_count, check_device, check_labels, check_positive, check_tensor
 
 
 class LandmarkTable(NamedTuple):
@@ -47,7 +47,7 @@ def landmark_summary(
         ValueError: If shapes do not fit or a number is too small.
         TypeError: If the devices differ.
 
-    Example:
+    Examples:
         >>> z = torch.tensor([[1.0, 0.1], [1.0, 0.0], [0.0, 2.0]])
         >>> table = landmark_summary(z, torch.eye(2), min_members=1, num_nearest=2)
         >>> table.counts.tolist(), table.kept.tolist(), table.nearest.tolist()
@@ -88,7 +88,7 @@ def straight_through_categorical(
     Raises:
         ValueError: If the temperature is not positive.
 
-    Example:
+    Examples:
         >>> straight_through_categorical(torch.tensor([[-99.0, 0.0, -99.0]])).tolist()
         [[0.0, 1.0, 0.0]]
     """
@@ -118,11 +118,12 @@ def stratified_rows(labels: Tensor, count: int, generator: torch.Generator | Non
         ValueError: If there are no labels.
         TypeError: If labels are not integers.
 
-    Example:
+    Examples:
         >>> labels = torch.tensor([7, 7, 7, 7, 3])
         >>> sorted(labels[stratified_rows(labels, 2)].tolist())
         [3, 7]
     """
+    check_tensor(labels, "labels")
     check_labels(labels, labels.numel())
     check_count(labels.numel(), "the number of labels")
     shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
@@ -135,12 +136,16 @@ def stratified_rows(labels: Tensor, count: int, generator: torch.Generator | Non
 
 
 def cosine(z: Tensor, landmarks: Tensor) -> Tensor:
-    """Cosine similarity of every row to every landmark, (batch, K)."""
-    return normalize(z, dim=-1) @ normalize(landmarks, dim=-1).mT
+    """Cosine similarity of every row to every landmark, (batch, K), in float32 at least, so that few are equal."""
+    exact = torch.promote_types(torch.promote_types(z.dtype, landmarks.dtype), torch.float32)
+    with torch.autocast(z.device.type, enabled=False):
+        return normalize(z.to(exact), dim=-1) @ normalize(landmarks.to(exact), dim=-1).mT
 
 
 def check_landmarks(z: Tensor, landmarks: Tensor) -> None:
     """Refuse embeddings and landmarks of different spaces."""
+    check_tensor(z, "z_explanation")
+    check_tensor(landmarks, "landmarks")
     if z.dim() != 2 or landmarks.dim() != 2 or z.shape[1] != landmarks.shape[1] or not z.numel():
         raise ValueError(
             "z_explanation and landmarks must be (N, d) and (K, d), "

@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from timex_explain._checks import check_device, check_padding, check_positive, check_same_shape
+from timex_explain._checks import (
+    check_classes,
+    check_device,
+    check_padding,
+    check_positive,
+    check_same_shape,
+    check_tensor,
+    clean_padded,
+)
 from timex_explain.masks import check_prob
 
 _EPSILON = 1e-6
@@ -34,7 +42,7 @@ def mbc_loss(z: Tensor, z_explanation: Tensor, *, normalized: bool = False) -> T
         ValueError: If there is no pair, or the batches differ.
         TypeError: If the devices differ.
 
-    Example:
+    Examples:
         >>> z = torch.randn(8, 4)
         >>> float(mbc_loss(z, 3 * z.flip(1))) < 1e-12  # a rotation and a scale
         True
@@ -63,7 +71,7 @@ def simclr_loss(z: Tensor, z_explanation: Tensor, *, temperature: float = 1.0) -
         ValueError: If there is no pair, the shapes differ, or the temperature is not positive.
         TypeError: If the devices differ.
 
-    Example:
+    Examples:
         >>> round(float(simclr_loss(torch.eye(3), torch.eye(3))), 4)  # log 2 - 1
         -0.3069
     """
@@ -95,23 +103,25 @@ def label_consistency(
         The scalar loss, not negative; zero if the logits differ by a constant per row.
 
     Raises:
-        ValueError: If there is no pair, the shapes differ, or `chunk_rows` is not positive.
+        ValueError: If there is no pair or a single class, the shapes differ, or `chunk_rows` is not positive.
         TypeError: If the devices differ.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])  # two opposite predictions: JS = log 2
         >>> round(float(label_consistency(logits, torch.zeros(2, 2))), 4)
         0.4805
     """
     _check_pairs(logits, logits_explanation, "logits", "logits_explanation")
     check_same_shape(logits_explanation, logits, "logits_explanation", "logits")
+    check_classes(logits.shape[1], "logits")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
     if official:
         return (_official_js(logits_explanation) - _official_js(logits.detach())).square()
     exact = torch.promote_types(logits_explanation.dtype, torch.float32)
     prob, target = logits_explanation.to(exact).softmax(-1), logits.detach().to(exact).softmax(-1)
-    loss: Tensor = _PairwiseJensenShannon.apply(prob, target, chunk_rows)
+    with torch.autocast(prob.device.type, enabled=False):  # small differences of large sums
+        loss: Tensor = _PairwiseJensenShannon.apply(prob, target, chunk_rows)
     return loss
 
 
@@ -200,12 +210,12 @@ def sparsity_loss(prob: Tensor, density: float = 0.5, *, padding: Tensor | None 
         ValueError: If `prob` is not (batch, T, D) in [0, 1], or r lies outside (0, 1).
         TypeError: If `prob` is not floating-point or `padding` not bool.
 
-    Example:
+    Examples:
         >>> round(float(sparsity_loss(torch.ones(1, 2, 1))), 3)  # log 2
         0.693
     """
     check_density(density)
-    _check_mask(prob, padding)
+    prob = _checked_mask(prob, padding)
     return sparsity(prob, density, padding)
 
 
@@ -227,7 +237,8 @@ def connectedness_loss(
     Args:
         prob: (batch, T, D) in [0, 1].
         padding: (batch, T) bool, true where a series has ended; steps into such points do not count.
-        mode: `"l1"`, or `"official"`.
+        mode: `"l1"`, as printed; or `"official"`, which is the default of `Objective`, since the paper's
+            weights belong to it.
 
     Returns:
         The scalar loss, in [0, 1]; zero for masks that are constant in time, or with a single point.
@@ -236,12 +247,12 @@ def connectedness_loss(
         ValueError: If `prob` is not (batch, T, D) in [0, 1] or the mode unknown.
         TypeError: If `prob` is not floating-point or `padding` not bool.
 
-    Example:
+    Examples:
         >>> float(connectedness_loss(torch.tensor([[[0.0], [1.0], [1.0]]])))
         0.5
     """
     check_mode(mode)
-    _check_mask(prob, padding)
+    prob = _checked_mask(prob, padding)
     return connectedness(prob, padding, mode)
 
 
@@ -278,15 +289,20 @@ def _mean(values: Tensor, keep: Tensor | None) -> Tensor:
     return (values * keep.unsqueeze(-1)).sum() / (keep.sum() * values.shape[-1]).clamp_min(1)
 
 
-def _check_mask(prob: Tensor, padding: Tensor | None) -> None:
-    check_prob(prob)
+def _checked_mask(prob: Tensor, padding: Tensor | None) -> Tensor:
+    """Refuse anything but a mask; what is not finite where padded is nobody's value."""
+    check_tensor(prob, "prob")
     if prob.dim() != 3 or prob.numel() == 0:
         raise ValueError(f"prob must be (batch, T, D) and not empty, got shape {tuple(prob.shape)}")
     check_padding(padding, prob)
+    prob = clean_padded(prob, padding)
+    check_prob(prob)
+    return prob
 
 
 def _check_pairs(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:
     for value, name in ((first, first_name), (second, second_name)):
+        check_tensor(value, name)
         if value.dim() != 2:
             raise ValueError(f"{name} must be (batch, channels), got shape {tuple(value.shape)}")
         if len(value) < 2:

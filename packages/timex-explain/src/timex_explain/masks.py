@@ -1,4 +1,4 @@
-"""Masks: which points of a series an explanation keeps, how they are drawn, and what stands for the rest."""
+"""Masks: which points of a series an explanation keeps, and how they are drawn."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from timex_explain._checks import (
     check_count,
-    check_device,
-    check_finite,
     check_padding,
     check_positive,
-    check_same_shape,
     check_series,
+    check_tensor,
     check_times,
+    clean_padded,
 )
 from timex_explain._transformer import DecoderLayer, EncoderLayer
 
@@ -60,7 +59,7 @@ def straight_through_bernoulli(
         ValueError: If a probability lies outside [0, 1] or the temperature is not positive.
         TypeError: If `prob` is not floating-point.
 
-    Example:
+    Examples:
         >>> generator = torch.Generator().manual_seed(0)
         >>> draws = straight_through_bernoulli(torch.full((10000,), 0.3), generator=generator)
         >>> sorted(set(draws.tolist())), round(draws.mean().item(), 1)
@@ -73,6 +72,7 @@ def straight_through_bernoulli(
 
 def check_prob(prob: Tensor) -> None:
     """Refuse anything but probabilities."""
+    check_tensor(prob, "prob")
     if not prob.is_floating_point():
         raise TypeError(f"prob must be floating-point, got {prob.dtype}")
     if not bool(((prob >= 0) & (prob <= 1)).all()):
@@ -95,111 +95,6 @@ def sample_bernoulli(
     return soft.to(prob.dtype)
 
 
-class Replacement(nn.Module):
-    """What stands in a series where the mask is zero: a draw from what is usual at that time and sensor.
-
-    x' = m x + (1 - m) b with b ~ N(mean_td, std_td), drawn anew for every series (arXiv 2306.02109,
-    section 4.2), so that a masked series stays in distribution, which zeros would not. With `std` zero
-    it is replacement by the mean. Mean and deviation are buffers: they move and are saved with the module.
-
-    Args:
-        mean: (T, D).
-        std: (T, D), not negative.
-
-    Raises:
-        ValueError: If the shapes differ or are not (T, D), or `std` is negative or anything not finite.
-        TypeError: If the dtypes are not floating-point.
-
-    Example:
-        >>> x = torch.randn(100, 50, 3)
-        >>> replacement = Replacement.fit(x)
-        >>> torch.equal(replacement(x, torch.ones_like(x)), x)
-        True
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        for value, name in ((mean, "mean"), (std, "std")):
-            if not value.is_floating_point():
-                raise TypeError(f"{name} must be floating-point, got {value.dtype}")
-            if value.dim() != 2 or value.numel() == 0:
-                raise ValueError(f"{name} must be (T, D) and not empty, got shape {tuple(value.shape)}")
-            check_finite(value, name)
-        check_same_shape(std, mean, "std", "mean")
-        if bool((std < 0).any()):
-            raise ValueError("std must not be negative, got negative values")
-        self.register_buffer("mean", mean.detach().clone())
-        self.register_buffer("std", std.detach().clone())
-
-    @classmethod
-    def fit(cls, x: Tensor, padding: Tensor | None = None) -> Replacement:
-        """Take mean and standard deviation (unbiased) of every point and sensor over training series.
-
-        Args:
-            x: (N, T, D) training series, N at least 2.
-            padding: (N, T) bool, true where a series has ended; such points do not count.
-
-        Returns:
-            The replacement. Points that fewer than two series reach have deviation zero, and those that
-            none reaches have mean zero.
-
-        Raises:
-            ValueError: If `x` is not 3-D, has fewer than two series, or is not finite.
-            TypeError: If `x` is not floating-point, or `padding` not bool.
-        """
-        check_series(x)
-        check_count(len(x), "the number of series in x", 2)
-        check_padding(padding, x)
-        check_finite(x)
-        keep = torch.ones_like(x[..., :1]) if padding is None else (~padding).to(x.dtype).unsqueeze(-1)
-        count = keep.sum(0)
-        mean = (x * keep).sum(0) / count.clamp_min(1)
-        squares = ((x - mean).square() * keep).sum(0)
-        return cls(mean, (squares / (count - 1).clamp_min(1)).sqrt())
-
-    @property
-    def length(self) -> int:
-        """T, the number of time points."""
-        return self.mean.shape[0]
-
-    @property
-    def num_features(self) -> int:
-        """D, the number of sensors."""
-        return self.mean.shape[1]
-
-    def forward(self, x: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Keep `x` where the mask is one and replace it where the mask is zero.
-
-        Args:
-            x: (batch, T, D).
-            mask: (batch, T, D) in [0, 1]; in between, a mixture.
-            generator: Source of the draws, on the device of `x`.
-
-        Returns:
-            (batch, T, D), bitwise `x` where the mask is one, and without any gradient to `x` where it is zero.
-
-        Raises:
-            ValueError: If the shapes do not fit the fitted T and D.
-            TypeError: If `x` is not floating-point or on another device.
-        """
-        check_series(x, length=self.length, sensors=self.num_features)
-        check_same_shape(mask, x, "mask", "x")
-        check_device(self.mean, x.device, "the replacement")
-        return torch.lerp(self.draw(x, generator), x, mask.to(x.dtype))
-
-    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw what would replace all of `x`, (batch, T, D)."""
-        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        return torch.addcmul(self.mean.to(x.dtype), self.std.to(x.dtype), noise)
-
-    def extra_repr(self) -> str:
-        """Sizes, for `repr`."""
-        return f"length={self.length}, num_features={self.num_features}"
-
-
 def encode_positions(times: Tensor, size: int, base: float = _POSITION_BASE) -> Tensor:
     """Encode time stamps by sines and cosines.
 
@@ -218,14 +113,17 @@ def encode_positions(times: Tensor, size: int, base: float = _POSITION_BASE) -> 
     Raises:
         ValueError: If `size` is not even and positive, or `base` below 1.
 
-    Example:
+    Examples:
         >>> encode_positions(torch.zeros(1, 1), 4).tolist()
         [[[0.0, 0.0, 1.0, 1.0]]]
     """
+    check_tensor(times, "times")
     if size < 2 or size % 2:
         raise ValueError(f"size must be even and positive, got {size}")
     if not 1 <= base < float("inf"):
         raise ValueError(f"base must be at least 1 and finite, got {base}")
+    if not times.is_floating_point():
+        times = times.double()  # seconds since 1970 are too many for float32
     exponents = torch.linspace(0, 1, size // 2, dtype=times.dtype, device=times.device)
     angles = times.unsqueeze(-1) / base**exponents
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
@@ -234,13 +132,16 @@ def encode_positions(times: Tensor, size: int, base: float = _POSITION_BASE) -> 
 def _with_positions(x: Tensor, times: Tensor, size: int, base: float) -> Tensor:
     """Append the encoding of time to the values; stamps that all series share are encoded once."""
     shared = times[:1] if times.stride(0) == 0 else times
-    positions = encode_positions(shared.to(x.dtype), size, base)
+    if shared.is_floating_point():  # half precision cannot count far
+        shared = shared.to(torch.promote_types(shared.dtype, torch.float32))
+    positions = encode_positions(shared, size, base).to(x.dtype)
     return torch.cat([x, positions.expand(len(x), -1, -1)], dim=-1)
 
 
 def default_times(x: Tensor) -> Tensor:
-    """Time stamps 1..T for every series."""
-    return torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device).expand(x.shape[0], -1)
+    """Time stamps 1..T for every series, in float32 at least: bfloat16 ends at 256."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return torch.arange(1, x.shape[1] + 1, dtype=exact, device=x.device).expand(x.shape[0], -1)
 
 
 class SequenceEncoder(nn.Module):
@@ -282,6 +183,7 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, x: Tensor, times: Tensor, padding: Tensor | None = None) -> Tensor:
         """Encode series (batch, T, D) with times (batch, T) into states (batch, T, D + position_size)."""
+        x, times = clean_padded(x, padding), clean_padded(times, padding)
         states = _with_positions(x, times, self.position_size, self.position_base)
         for layer in self.layers:
             states = layer(states, padding)
@@ -312,7 +214,7 @@ class MaskGenerator(nn.Module):
     Raises:
         ValueError: If a size is not positive or the temperature not positive.
 
-    Example:
+    Examples:
         >>> generator = MaskGenerator(num_features=3)
         >>> x, memory = torch.randn(2, 20, 3), torch.randn(2, 20, 19)
         >>> mask = generator(x, memory)
@@ -379,12 +281,17 @@ class MaskGenerator(nn.Module):
             ValueError: If shapes do not fit.
             TypeError: If dtypes or devices do not fit.
         """
-        check_series(x, length=x.shape[1] if x.dim() == 3 else None, sensors=self.num_features)
+        check_series(x)
+        check_series(x, length=x.shape[1], sensors=self.num_features)
+        check_tensor(memory, "memory")
         if memory.dim() != 3 or memory.shape[0] != x.shape[0]:
             raise ValueError(f"memory must be ({x.shape[0]}, S, channels), got shape {tuple(memory.shape)}")
         check_times(times, x)
         check_padding(padding, x)
-        prob = self.prob(x, memory, default_times(x) if times is None else times, padding)
+        x = clean_padded(x, padding)
+        memory = clean_padded(memory, padding if memory.shape[1] == x.shape[1] else None)
+        stamps = default_times(x) if times is None else clean_padded(times, padding)
+        prob = self.prob(x, memory, stamps, padding)
         sample = sample_bernoulli(prob, self.temperature, self.hard, generator)
         return Mask(prob, sample if padding is None else sample.masked_fill(padding.unsqueeze(-1), 0))
 
@@ -413,9 +320,10 @@ def attention_mask(sample: Tensor) -> Tensor:
     Returns:
         (batch, T, T), to be multiplied into attention weights, with a gradient to the mask.
 
-    Example:
+    Examples:
         >>> attention_mask(torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])).tolist()
         [[[1.0, 0.0], [0.0, 0.0]]]
     """
+    check_tensor(sample, "sample")
     point = nn.functional.hardtanh(sample.sum(-1))
     return point.unsqueeze(1) * point.unsqueeze(2)

@@ -54,7 +54,7 @@ def freq_shapes(
     Raises:
         ValueError: If a number is out of its range.
 
-    Example:
+    Examples:
         >>> data = freq_shapes(8, generator=torch.Generator().manual_seed(0))
         >>> data.x.shape, data.y.bincount().tolist(), int(data.truth.sum(1).min()) >= 6
         (torch.Size([8, 50, 1]), [2, 2, 2, 2], True)
@@ -106,7 +106,7 @@ def seq_comb(
     Raises:
         ValueError: If a number is out of its range.
 
-    Example:
+    Examples:
         >>> data = seq_comb(8, num_features=4, generator=torch.Generator().manual_seed(0))
         >>> data.x.shape, (data.truth.sum((1, 2)) == 0).equal(data.y == 0)
         (torch.Size([8, 200, 4]), True)
@@ -164,7 +164,7 @@ def low_variance(
     Raises:
         ValueError: If a number is out of its range.
 
-    Example:
+    Examples:
         >>> data = low_variance(8, generator=torch.Generator().manual_seed(0))
         >>> data.x.shape, bool((data.x[data.truth].abs() > 1).all())
         (torch.Size([8, 200, 2]), True)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timex_explain._demo_data import Split
 from timex_explain.attribution import (
     OcclusionCurve,
     gradient_times_input,
@@ -19,11 +18,14 @@ from timex_explain.attribution import (
     occlusion_saliency,
     saliency_scores,
 )
+from timex_explain.demo.data import Split
 from timex_explain.landmarks import landmark_summary
-from timex_explain.masks import Replacement
+from timex_explain.replacement import Replacement
 
 IG, GRADIENT, OCCLUSION, RANDOM = "integrated gradients", "gradient x input", "occlusion", "random"
-SIZE = "size of the value"  # asks no classifier: what the set alone gives away
+# These ask no classifier: what a set alone gives away.
+SIZE, QUIET = "size of the value", "quiet of the neighbourhood"
+_NEIGHBOURS = 9  # points whose deviation is taken
 FRACTIONS = [number / 10 for number in range(10)]
 SCORES = ("auprc", "aup", "aur")
 
@@ -59,8 +61,16 @@ def baselines(
         GRADIENT: lambda: both(gradient_times_input(model, x, target)),
         OCCLUSION: lambda: both(occlusion()),
         SIZE: lambda: [x.abs()],
+        QUIET: lambda: [quiet(x)],
         RANDOM: lambda: [torch.rand(x.shape, generator=source, device=x.device)],
     }
+
+
+def quiet(x: Tensor) -> Tensor:
+    """Higher where the values around are alike: minus their deviation, with the ends repeated."""
+    half = _NEIGHBOURS // 2
+    padded = torch.cat([x[:, :1].expand(-1, half, -1), x, x[:, -1:].expand(-1, half, -1)], dim=1)
+    return -padded.unfold(1, _NEIGHBOURS, 1).std(-1)
 
 
 def timed(run: Callable[[], Any], repeats: int = 3) -> tuple[Any, float]:
@@ -91,7 +101,8 @@ def _measure_one(model: nn.Module, data: Split, saliency: Tensor, seconds: float
 
     scores = {}
     if data.truth is not None:
-        found = saliency_scores(saliency, data.truth)
+        decided = data.truth.flatten(1).any(1)  # a class of SeqComb is that nothing is there: no curve
+        found = saliency_scores(saliency[decided], data.truth[decided])
         scores = {name: float(value.mean()) for name, value in zip(SCORES, found, strict=True)}
     return Measured(saliency, seconds, curve("lowest"), curve("highest"), scores)
 

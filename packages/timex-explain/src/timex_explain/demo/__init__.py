@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from timex_explain._demo_data import Split, real, synthetic
-from timex_explain._demo_measures import (
-    GRADIENT,
+from timex_explain.attribution import saliency_scores
+from timex_explain.demo.data import Split, quiet_segments, real, segments, spikes
+from timex_explain.demo.judgement import BASELINES, OURS, REFERENCES, conditions
+from timex_explain.demo.measures import (
     IG,
     OCCLUSION,
-    RANDOM,
     SCORES,
-    SIZE,
     Measured,
     baselines,
     curve,
@@ -27,34 +26,32 @@ from timex_explain._demo_measures import (
     series,
     timed,
 )
-from timex_explain._demo_models import ConvNet, Transformer
-from timex_explain._demo_training import Budget, Trained, train_classifier, train_explainer
-from timex_explain.explainer import Objective
+from timex_explain.demo.models import ConvNet, Transformer
+from timex_explain.demo.training import Budget, Trained, train_classifier, train_explainer
+from timex_explain.objective import Objective
 
 _CLAIM = (
     "An explainer that is trained to behave as the classifier does finds the points that decide better than "
     "attributions of single series do, and what it ranks high keeps the classifier's accuracy."
 )
-_CRITERION = (
-    "on FreqShapes, TimeX with the paper's masks has a higher AUPRC than every baseline in its better form; "
-    "and, where there is a real set, the classifier's AUROC with the least salient values replaced, averaged "
-    "over the parts replaced, is higher by TimeX than by random saliency"
-)
-_OURS = "TimeX"
 _REPLACED = "TimeX, values replaced"
-_BASELINES = (IG, GRADIENT, OCCLUSION, RANDOM)
 # name -> (what is different about it, whether values are replaced instead of attention masked)
 _VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
-    _OURS: ({}, False),
+    OURS: ({}, False),
     _REPLACED: ({}, True),
     "TimeX, soft masks (no straight-through)": ({"hard": False}, False),
     "TimeX, labels only (no behaviour consistency)": ({"consistency": "none"}, False),
-    "TimeX, connectedness as printed": ({"connectedness_mode": "l1"}, False),
 }
 _METRICS = {
     **{name: {"unit": "", "better": "higher"} for name in SCORES},
     "occlusion": {"unit": "mean AUROC", "better": "higher"},
     "deletion": {"unit": "mean AUROC", "better": "lower"},
+    "auprc_lowest": {"unit": "of all explainer seeds", "better": "higher"},
+    "auprc_highest": {"unit": "of all explainer seeds", "better": "higher"},
+    "lowvar_auprc": {"unit": "", "better": "higher"},
+    "lowvar_occlusion": {"unit": "mean AUROC", "better": "higher"},
+    "seqcomb_auprc": {"unit": "", "better": "higher"},
+    "seqcomb_occlusion": {"unit": "mean AUROC", "better": "higher"},
     "real_occlusion": {"unit": "mean AUROC", "better": "higher"},
     "real_deletion": {"unit": "mean AUROC", "better": "lower"},
     "explaining": {"unit": "ms per series", "better": "lower"},
@@ -71,6 +68,12 @@ class _Settings:
     sizes: tuple[int, int, int]
     classifier: Budget
     explainer: Budget
+    segment_sizes: tuple[int, int, int]  # of LowVar and of SeqComb
+    segment_length: int
+    segment_classifier: Budget
+    lowvar_explainer: Budget
+    seqcomb_explainer: Budget
+    num_seeds: int = 3  # of the explainer with values replaced, on the same classifier
     num_draws: int = 4
     num_landmarks: int = 50
     label_mode: str = "pairwise"
@@ -79,11 +82,28 @@ class _Settings:
 
 
 _PRESETS = {
-    "smoke": _Settings((128, 32, 32), Budget(2, 1e-2, 0.1), Budget(2, 3e-3, 1e-3), 1, 8),
+    "smoke": _Settings(
+        (128, 32, 32),
+        Budget(2, 1e-2, 0.1),
+        Budget(2, 3e-3, 1e-3),
+        (32, 16, 16),
+        61,
+        Budget(2, 3e-3, 1e-3),
+        Budget(1, 3e-3, 1e-4),
+        Budget(1, 3e-3, 1e-4),
+        num_seeds=2,
+        num_draws=1,
+        num_landmarks=8,
+    ),
     "laptop": _Settings(
         (2000, 200, 500),
         Budget(30, 1e-2, 0.1),
-        Budget(15, 3e-3, 1e-3),
+        Budget(10, 3e-3, 1e-3),
+        (1000, 200, 300),
+        100,
+        Budget(20, 3e-3, 1e-3),
+        Budget(40, 3e-3, 1e-4),
+        Budget(20, 3e-3, 1e-4),
         real_classifier=Budget(20, 3e-3, 1e-3),
         real_explainer=Budget(40, 3e-3, 1e-3),
     ),
@@ -91,6 +111,12 @@ _PRESETS = {
         (5000, 100, 1000),
         Budget(100, 1e-3, 0.1),
         Budget(50, 1e-3, 1e-3),
+        (5000, 100, 1000),
+        200,
+        Budget(50, 1e-3, 1e-3),
+        Budget(50, 3e-3, 1e-4),
+        Budget(50, 3e-3, 1e-4),
+        num_seeds=5,
         num_draws=10,
         label_mode="official",
         real_classifier=Budget(50, 1e-3, 1e-3),
@@ -108,8 +134,9 @@ def demo(
 ) -> dict[str, Any]:
     """Hold TimeX against attributions of single series, on the same classifiers.
 
-    FreqShapes, whose truth is known, with the paper's small transformer; and, except in `smoke`, a real
-    set with a convolutional network: days of Italian power demand, from the data sets that sktime carries
+    FreqShapes, whose truth is known, with the paper's small transformer; LowVar, whose truth the size of a
+    value does not give away, and SeqComb, whose classes are directions, with a convolutional network; and, except
+    in `smoke`, a real set with such a network: days of Italian power demand, from the data sets that sktime carries
     (extra `timex-explain[demo]`), or your own from the safetensors file named by the environment variable
     `TIMEX_EXPLAIN_DATA`, with `x` (N, T, D) and `y` (N,). `paper` has the paper's sizes, epochs and
     losses.
@@ -146,30 +173,47 @@ class _Study:
     def __init__(self, settings: _Settings, seed: int, device: torch.device, progress: _Report) -> None:
         self.settings, self.seed, self.device, self.progress = settings, seed, device, progress
         source = torch.Generator().manual_seed(seed)
-        self.known = synthetic(settings.sizes, source).to(device)
+        self.known = spikes(settings.sizes, source).to(device)
+        parts = (settings.segment_sizes, settings.segment_length, source)
+        self.quiet, self.directed = quiet_segments(*parts).to(device), segments(*parts).to(device)
         self.real = real(source).to(device) if settings.real_classifier is not None else None
         self.source = source
         self._steps, self._message = 0, "classifier"
-        size = settings.sizes[0]
-        self._total = settings.classifier.steps(size) + len(_VARIANTS) * settings.explainer.steps(size)
+        self._total = self._all_steps()
+
+    def _all_steps(self) -> int:
+        settings, size = self.settings, self.settings.sizes[0]
+        explainers = len(_VARIANTS) + settings.num_seeds - 1
+        steps = settings.classifier.steps(size) + explainers * settings.explainer.steps(size)
+        for budget in (settings.lowvar_explainer, settings.seqcomb_explainer):
+            count = settings.segment_sizes[0]
+            steps += settings.segment_classifier.steps(count) + budget.steps(count)
         if self.real is not None and settings.real_classifier and settings.real_explainer:
             count = len(self.real.train[0])
-            self._total += settings.real_classifier.steps(count) + settings.real_explainer.steps(count)
+            steps += settings.real_classifier.steps(count) + settings.real_explainer.steps(count)
+        return steps
 
     def run(self) -> dict[str, Any]:
         rows, curves, images, setting = self._on_known()
-        if self.real is not None:
-            found, more_curves, accuracy = self._on_real(self.real)
-            curves += more_curves
-            setting["real data"] = (
-                f"{self.real.name}: {len(self.real.train[0])} / {len(self.real.validation[0])} / "
-                f"{len(self.real.test[0])} series of {self.real.train[0].shape[1]} points"
+        settings = self.settings
+        for data, budget, short in (
+            (self.quiet, settings.lowvar_explainer, "lowvar"),
+            (self.directed, settings.seqcomb_explainer, "seqcomb"),
+        ):
+            found, more_curves, setting[data.name] = self._on_convolutional(
+                data, settings.segment_classifier, budget, {"normalized": True}
             )
-            setting["real model"] = f"three convolutions of 32 channels, test accuracy {accuracy:.1f} %"
-            for row in rows:
-                if row["name"] in found:
-                    measured = found[row["name"]]
-                    row |= {"real_occlusion": measured.kept.area, "real_deletion": measured.deleted.area}
+            curves += more_curves
+            _add(rows, found, partial(_on_segments, short))
+        if self.real is not None and settings.real_classifier and settings.real_explainer:
+            found, more_curves, setting["real data"] = self._on_convolutional(
+                self.real, settings.real_classifier, settings.real_explainer, {}
+            )
+            curves += more_curves
+            _add(
+                rows, found, lambda one: {"real_occlusion": one.kept.area, "real_deletion": one.deleted.area}
+            )
+        verdict = conditions(rows)
         self.progress(1.0, "done")
         measured_names = {name for row in rows for name in row}
         return {
@@ -177,13 +221,13 @@ class _Study:
             "setting": setting,
             "metrics": {name: about for name, about in _METRICS.items() if name in measured_names},
             "rows": rows,
-            "criterion": _CRITERION,
-            "holds": judge(rows),
+            "conditions": verdict,
+            "holds": all(condition["holds"] for condition in verdict),
             "curves": curves,
             "images": images,
         }
 
-    # --- the set whose truth is known ----------------------------------------------------------------
+    # --- FreqShapes ----------------------------------------------------------------------------------
 
     def _on_known(self) -> tuple[list[_Row], list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
         data, settings = self.known, self.settings
@@ -194,15 +238,20 @@ class _Study:
             name: self._explainer(name, model, data, settings.explainer, changes, replaced)
             for name, (changes, replaced) in _VARIANTS.items()
         }
+        spread = [self._auprc(trained[_REPLACED], data)]
+        for number in range(1, settings.num_seeds):
+            name = f"{_REPLACED}, explainer seed {number + 1}"
+            again = self._explainer(name, model, data, settings.explainer, {}, True)
+            spread.append(self._auprc(again, data))
         found = self._measured(model, data, trained)
-        ours = trained[_OURS].explainer
+        ours = trained[OURS].explainer
         with torch.no_grad():
             out = ours(x)
-        gallery, space = landmark_plots(data, found[_OURS].saliency, out.z_explanation, ours.landmarks)
-        shown = {name: found[name] for name in (_OURS, _REPLACED, *_BASELINES)}
+        gallery, space = landmark_plots(data, found[OURS].saliency, out.z_explanation, ours.landmarks)
+        shown = {name: found[name] for name in (OURS, _REPLACED, *BASELINES)}
         curves = [
             *occlusion_plots(data, shown),
-            *sample_plots(data, {name: found[name] for name in (_OURS, IG)}),
+            *sample_plots(data, {name: found[name] for name in (OURS, IG)}),
             *gallery,
             _history_plot(trained),
         ]
@@ -212,12 +261,21 @@ class _Study:
             "budget": (
                 f"explainers: {settings.explainer.epochs} epochs, AdamW at {settings.explainer.learning_rate:g}, "
                 "the epoch of the smallest validation L_MBC + L_LC; integrated gradients: 50 steps; occlusion: "
-                f"{settings.num_draws} draws per point. The learning rate was chosen on another seed by that "
-                "validation loss; every baseline is shown in its better form, signed or in size, chosen on "
+                f"{settings.num_draws} draws per point; {_REPLACED}: {settings.num_seeds} explainer seeds on "
+                "the one classifier, of which the first is the row's. The learning rate was chosen on another seed "
+                "by that validation loss; every baseline is shown in its better form, signed or in size, chosen on "
                 "the test set, to its advantage"
             ),
         }
-        return _rows(found, trained), curves, [space], setting
+        rows = _rows(found, trained)
+        for row in rows:
+            if row["name"] == _REPLACED:
+                row |= {"auprc_lowest": min(spread), "auprc_highest": max(spread)}
+        return rows, curves, [space], setting
+
+    def _auprc(self, trained: Trained, data: Split) -> float:
+        assert data.truth is not None
+        return float(saliency_scores(trained.explainer.explain(data.test[0]), data.truth).auprc.mean())
 
     def _explainer(
         self,
@@ -248,31 +306,32 @@ class _Study:
             **options,
         )
 
-    # --- the real set --------------------------------------------------------------------------------
+    # --- LowVar, SeqComb and the real set ---------------------------------------------------------------------
 
-    def _on_real(self, data: Split) -> tuple[dict[str, Measured], list[dict[str, Any]], float]:
-        settings = self.settings
-        assert settings.real_classifier is not None
-        assert settings.real_explainer is not None
+    def _on_convolutional(
+        self, data: Split, classifier: Budget, explainer: Budget, changes: dict[str, Any]
+    ) -> tuple[dict[str, Measured], list[dict[str, Any]], str]:
         self._message = f"{data.name}: classifier"
         model = ConvNet(data.train[0].shape[2], data.num_classes).to(self.device)
-        accuracy = train_classifier(model, data, settings.real_classifier, self.source, self._tick)
-        name = f"{data.name}: explainer"
-        trained = {_REPLACED: self._explainer(name, model, data, settings.real_explainer, {}, True)}
-        found = self._measured(model, data, trained)
+        accuracy = train_classifier(model, data, classifier, self.source, self._tick)
+        one = self._explainer(f"{data.name}: explainer", model, data, explainer, changes, True)
+        found = self._measured(model, data, {_REPLACED: one})
         # One architecture takes no mask on its attention: there is one TimeX, and both rows stand for it.
-        found[_OURS] = found[_REPLACED]
-        shown = {name: found[name] for name in (_OURS, *_BASELINES)}
-        curves = occlusion_plots(data, shown)
+        found[OURS] = found[_REPLACED]
+        curves = occlusion_plots(data, {name: found[name] for name in (OURS, *BASELINES)})
         if data.train[0].shape[2] == 1:
-            curves += sample_plots(data, {name: found[name] for name in (_OURS, IG)})
-            explainer = trained[_REPLACED].explainer
+            curves += sample_plots(data, {name: found[name] for name in (OURS, IG)})
             with torch.no_grad():
-                z = explainer(data.test[0]).z_explanation
-            curves += landmark_plots(data, found[_OURS].saliency, z, explainer.landmarks)[0]
-        return found, curves, accuracy
+                z = one.explainer(data.test[0]).z_explanation
+            curves += landmark_plots(data, found[OURS].saliency, z, one.explainer.landmarks)[0]
+        sizes = " / ".join(str(len(x)) for x, _ in (data.train, data.validation, data.test))
+        told = (
+            f"{data.name}: {sizes} series of {data.train[0].shape[1]} points; three convolutions of 32 channels, "
+            f"test accuracy {accuracy:.1f} %; explainer: {explainer.epochs} epochs at {explainer.learning_rate:g}"
+        )
+        return found, curves, told
 
-    # --- both ----------------------------------------------------------------------------------------
+    # --- all -----------------------------------------------------------------------------------------
 
     def _measured(
         self, model: torch.nn.Module, data: Split, trained: dict[str, Trained]
@@ -316,20 +375,23 @@ def _rows(found: dict[str, Measured], trained: dict[str, Trained]) -> list[_Row]
     return rows
 
 
+def _add(rows: list[_Row], found: dict[str, Measured], told: Callable[[Measured], _Row]) -> None:
+    """Add what was measured on another set to the rows of the same names."""
+    for row in rows:
+        if row["name"] in found:
+            row |= told(found[row["name"]])
+
+
+def _on_segments(short: str, one: Measured) -> _Row:
+    return {f"{short}_auprc": one.scores["auprc"], f"{short}_occlusion": one.kept.area}
+
+
 def _role(name: str) -> str:
-    if name == SIZE:
+    if name in REFERENCES:
         return "reference"
-    if name in _BASELINES:
+    if name in BASELINES:
         return "baseline"
-    return "method" if name in (_OURS, _REPLACED) else "ablation"
-
-
-def judge(rows: list[_Row]) -> bool:
-    """Apply the criterion to the rows."""
-    row = {found["name"]: found for found in rows}
-    finds = all(row[_OURS]["auprc"] > row[name]["auprc"] for name in _BASELINES)
-    real_set = "real_occlusion" in row[_OURS]
-    return bool(finds and (not real_set or row[_OURS]["real_occlusion"] > row[RANDOM]["real_occlusion"]))
+    return "method" if name in (OURS, _REPLACED) else "ablation"
 
 
 def _history_plot(trained: dict[str, Trained]) -> dict[str, Any]:

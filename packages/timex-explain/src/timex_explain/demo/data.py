@@ -1,4 +1,4 @@
-"""What the demo explains classifiers on: a synthetic set with known truth, and a real one without."""
+"""What the demo explains classifiers on: three synthetic sets with known truth, and a real one without."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from timex_explain.synthetic import LabelledSeries, freq_shapes
+from timex_explain.synthetic import LabelledSeries, freq_shapes, low_variance, seq_comb
 
 _REAL = "ItalyPowerDemand"
 _VARIABLE = "TIMEX_EXPLAIN_DATA"
@@ -40,10 +40,19 @@ class Split:
         return Split(self.name, train, validation, test, truth)
 
 
-def synthetic(sizes: tuple[int, int, int], generator: torch.Generator) -> Split:
+def spikes(sizes: tuple[int, int, int], generator: torch.Generator) -> Split:
     """FreqShapes, made anew for each part."""
-    train, validation, test = (freq_shapes(size, generator=generator) for size in sizes)
-    return Split("FreqShapes", _pair(train), _pair(validation), _pair(test), test.truth)
+    return _split("FreqShapes", [freq_shapes(size, generator=generator) for size in sizes])
+
+
+def quiet_segments(sizes: tuple[int, int, int], length: int, generator: torch.Generator) -> Split:
+    """LowVar, made anew for each part."""
+    return _split("LowVar", [low_variance(size, length=length, generator=generator) for size in sizes])
+
+
+def segments(sizes: tuple[int, int, int], length: int, generator: torch.Generator) -> Split:
+    """SeqComb-UV, made anew for each part."""
+    return _split("SeqComb", [seq_comb(size, length=length, generator=generator) for size in sizes])
 
 
 def real(generator: torch.Generator) -> Split:
@@ -64,8 +73,9 @@ def real(generator: torch.Generator) -> Split:
     return Split(name, train, validation, test)
 
 
-def _pair(data: LabelledSeries) -> tuple[Tensor, Tensor]:
-    return data.x, data.y
+def _split(name: str, parts: list[LabelledSeries]) -> Split:
+    train, validation, test = ((part.x, part.y) for part in parts)
+    return Split(name, train, validation, test, parts[-1].truth)
 
 
 def _user_set(path: Path) -> tuple[Tensor, Tensor]:

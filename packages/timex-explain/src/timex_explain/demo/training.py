@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from timex_explain._demo_data import Split
-from timex_explain.explainer import Objective, TimeX
-from timex_explain.masks import Replacement
+from timex_explain.demo.data import Split
+from timex_explain.explainer import TimeX
+from timex_explain.objective import Objective
+from timex_explain.replacement import Replacement
 
 Tick = Callable[[], None]
 Pair = tuple[Tensor, Tensor]
