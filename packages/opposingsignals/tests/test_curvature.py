@@ -171,6 +171,49 @@ def test_scores_in_batches_are_those_at_once():
     torch.testing.assert_close(other.null_cosines, one.null_cosines, atol=1e-4, rtol=0)
 
 
+def test_padding_counts_for_nothing_where_it_is_left_out():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)
+    ).double()  # one position knows of no other
+    x, y = torch.randn(6, 5, 3).double(), torch.randn(6, 5, 2).double()
+    mask = torch.arange(5) < torch.tensor([5, 2, 4, 1, 3, 5])[:, None]
+    x[~mask] = 30.0
+    real = mask.flatten().nonzero()[:, 0]
+
+    def by_token(output, target):
+        return (output - target).square().sum(-1)
+
+    options = {"null": 5, "batch": 4}
+    padded = score_pair(
+        model, by_token, x, y, real[[2, 9]], real[[4, 11, 15]], per_token=True, among=real,
+        generator=torch.Generator().manual_seed(1), **options,
+    )  # fmt: skip
+    packed = score_pair(
+        model, by_token, x[mask], y[mask], [2, 9], [4, 11, 15],
+        generator=torch.Generator().manual_seed(1), **options,
+    )  # fmt: skip
+    sign = padded.vector.dot(packed.vector).sign()
+    torch.testing.assert_close(sign * padded.vector, packed.vector, atol=1e-4, rtol=1e-4)
+    assert padded.sharpness == pytest.approx(packed.sharpness, rel=1e-5)
+    assert padded.cosine == pytest.approx(packed.cosine)
+    torch.testing.assert_close(padded.null_cosines, packed.null_cosines)
+    torch.testing.assert_close(padded.null_shares, packed.null_shares, atol=1e-4, rtol=1e-3)
+    for name in ("curvature", "curvature_a", "curvature_b"):
+        one, other = getattr(padded, name), getattr(packed, name)
+        assert (one.share, one.error) == pytest.approx((other.share, other.error), rel=1e-3, abs=1e-4)
+        assert one.data_share == pytest.approx(other.data_share)
+
+
+def test_half_precision_curvatures_are_kept_in_single():
+    net, x, y = small_net()
+    vector = torch.randn(sum(p.numel() for p in net.parameters()))
+    expected = per_example_curvature(net, squared, x, y, vector.double())
+    found = per_example_curvature(net.bfloat16(), squared, x.bfloat16(), y.bfloat16(), vector)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+
+
 def test_weights_drop_groups_at_a_mean_of_one():
     weights = example_weights(10, [[0, 1], [9]], 0.5)
     assert weights.mean().item() == pytest.approx(1)

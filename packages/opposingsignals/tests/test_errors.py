@@ -142,6 +142,8 @@ CASES = [
     (lambda: alternation(torch.rand(2), torch.rand(2)), ValueError, "at least 3"),
     (lambda: alternation(torch.rand(4), torch.arange(4.0)), ValueError, "b changes by the same amount"),
     (lambda: alternation(torch.rand(4), torch.full((4,), torch.inf)), ValueError, "b must be finite"),
+    (lambda: alternation([1.0, 2.0, 4.0, 4.0], [1.0, 3.0, 2.0]), ValueError, "one length, got 4 and 3"),
+    (lambda: spike_steps([0.5, 0.4]), ValueError, "losses must be a curve of at least 3"),
     (lambda: spike_steps(torch.rand(2)), ValueError, "at least 3"),
     (lambda: spike_steps(torch.rand(9), z=0), ValueError, "z must be"),
     # Hessian and curvature
@@ -179,6 +181,13 @@ CASES = [
     (lambda: score_pair(NET, squared, X, Y, [0], [0]), ValueError, "disjoint"),
     (lambda: score_pair(NET, squared, X, Y, [0], []), ValueError, "b must name at least one"),
     (lambda: score_pair(NET, squared, X, Y, [0], [1], null=1), ValueError, "null must be at least 2"),
+    (
+        lambda: score_pair(NET, squared, X, Y, [0], [1], among=[0, 2, 3]),
+        ValueError,
+        "b must lie among the examples that count, 1 does not",
+    ),
+    (lambda: score_pair(NET, squared, X, Y, [0], [1], among=[0, 1, 99]), ValueError, "among must lie in"),
+    (lambda: curvature_share(torch.ones(4), [3], among=[0, 1]), ValueError, "group must lie among"),
     # stability and optimizers
     (lambda: eos_threshold(torch.optim.Adagrad([WEIGHT])), TypeError, "Adagrad"),
     (lambda: eos_threshold(sgd(lr=0.0)), ValueError, "lr must be"),

@@ -31,6 +31,7 @@ def test_a_curve_alternates_with_its_negation_and_not_with_itself(curve):
     if (change - change.mean()).abs().max() <= 1e-6:
         return
     assert alternation(series, -series) == pytest.approx(1)
+    assert alternation(series.tolist(), (-series).tolist()) == pytest.approx(1)
     assert alternation(series, series) == pytest.approx(-1)
     assert alternation(series, 3 * series + 7) == pytest.approx(-1)
 

@@ -47,6 +47,16 @@ def checked_finite(name: str, values: Tensor) -> Tensor:
     return values
 
 
+def checked_curve(name: str, values: Any, least: int = 3) -> Tensor:
+    """Return a finite curve (T,) of at least `least` records in float64; a list will do."""
+    curve = values.detach() if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
+    if curve.ndim != 1 or len(curve) < least:
+        raise ValueError(
+            f"{name} must be a curve of at least {least} records, (T,), got {tuple(curve.shape)}"
+        )
+    return checked_finite(name, curve).double()
+
+
 def checked_indices(name: str, indices: Any, size: int, device: torch.device | None = None) -> Tensor:
     """Return distinct indices in 0..size-1 as a tensor of int64, at least one."""
     found = torch.as_tensor(indices)

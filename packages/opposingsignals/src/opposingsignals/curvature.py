@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from opposingsignals._checks import checked_count, checked_finite, checked_indic
 from opposingsignals.hessian import explained, refuse_dead_ends, top_eigs
 from opposingsignals.losses import (
     LossFunction,
+    accurate,
     group_gradient,
     losses_of,
     measuring,
@@ -115,7 +117,7 @@ def per_example_curvature(
         evaluate: Measure in evaluation mode; `False` keeps the model's modes (batch statistics are then each batch's).
 
     Returns:
-        Curvatures, (n,), or (n, T) with `per_token`.
+        Curvatures, (n,), or (n, T) with `per_token`; float32 where the model computes in half precision.
 
     Raises:
         ValueError: If the vector does not fit.
@@ -139,10 +141,13 @@ def per_example_curvature(
         found = torch.autograd.grad(
             value, trained, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        return torch.stack([(g * piece).sum() for g, piece in zip(found, pieces, strict=True)]).sum()
+        return torch.stack(
+            [(g.to(piece) * piece).sum() for g, piece in zip(found, pieces, strict=True)]
+        ).sum()
 
     def of_batch(x: Any, y: Any) -> Tensor:
         losses = losses_of(model, unreduced, x, y, per_token)
+        losses = losses.to(accurate(losses.dtype))
         weights = torch.ones_like(losses, requires_grad=True)
         slope = along((weights * losses).sum())
         refuse_dead_ends([slope])
@@ -155,11 +160,13 @@ def per_example_curvature(
     with measuring(model, evaluate), torch.enable_grad(), explained():
         # a copy, as a vector made in inference mode enters no graph
         split = direction.clone().split(sizes)
-        pieces = [piece.view_as(p).to(p) for piece, p in zip(split, trained, strict=True)]
+        pieces = [
+            piece.view_as(p).to(p.device, accurate(p.dtype)) for piece, p in zip(split, trained, strict=True)
+        ]
         return torch.cat([of_batch(*part).detach() for part in parts(x, y, batch)])
 
 
-def curvature_share(curvatures: Tensor, group: Any) -> CurvatureShare:
+def curvature_share(curvatures: Tensor, group: Any, *, among: Any = None) -> CurvatureShare:
     """Share of a group in the curvature, R = Σ_{i in G} c_i / Σ_i c_i, with its standard error.
 
     The error is that of a ratio over resampled examples, by the delta method:
@@ -169,12 +176,13 @@ def curvature_share(curvatures: Tensor, group: Any) -> CurvatureShare:
     Args:
         curvatures: c_i = v·H_i v, (n,) or (n, T), see `per_example_curvature`.
         group: Indices of the group in the flattened curvatures.
+        among: Indices of the examples that count, such as the tokens that are no padding; all by default.
 
     Returns:
         Share, standard error and |G| / n.
 
     Raises:
-        ValueError: If the total curvature is not positive, so that a share says nothing.
+        ValueError: If the total curvature is not positive, so that a share says nothing, or the group is not `among`.
 
     Examples:
         >>> found = curvature_share(torch.tensor([3.0, 3.0, 1.0, 1.0]), [0, 1])
@@ -183,11 +191,17 @@ def curvature_share(curvatures: Tensor, group: Any) -> CurvatureShare:
     """
     values = checked_finite("curvatures", curvatures.detach()).flatten().double()
     chosen = checked_indices("group", group, len(values), values.device)
+    if among is not None:
+        counted = checked_indices("among", among, len(values), values.device)
+        _refuse_outsiders("group", chosen, counted)
+        inside = torch.isin(counted, chosen).to(values)
+        values = values[counted]
+    else:
+        inside = torch.zeros_like(values)
+        inside[chosen] = 1
     total = values.sum()
     if not total > 0:
         raise ValueError(f"curvatures must have a positive sum for shares of it, got {total.item()}")
-    inside = torch.zeros_like(values)
-    inside[chosen] = 1
     share = (inside * values).sum() / total
     count = len(values)
     spread = ((inside - share) * values).square().sum() * count / max(count - 1, 1)
@@ -207,11 +221,13 @@ def score_pair(
     generator: torch.Generator | None = None,
     batch: int | None = None,
     per_token: bool = False,
+    among: Any = None,
 ) -> PairScore:
     """Measure two groups against random pairs of the same sizes: gradients, and shares of the sharpness.
 
-    Everything is measured in evaluation mode on the mean loss over `x`. The cost is one backward pass a group, 2 `null`
-    small ones, the top eigenvector where it is not given, and one `per_example_curvature`.
+    Everything is measured in evaluation mode on the mean loss over `x`, or over what of it is `among`. The cost is one
+    backward pass a group, 2 `null` small ones, the top eigenvector where it is not given, and one
+    `per_example_curvature`.
 
     Args:
         model: See `per_example_loss`.
@@ -225,12 +241,14 @@ def score_pair(
         generator: Draws them.
         batch: Examples at a time.
         per_token: The losses are (n, T), and the groups are tokens of the flattened losses.
+        among: Indices of the examples or tokens that count, by default all: random pairs, shares and the mean loss are
+            over these. For padded texts `mask.flatten().nonzero()[:, 0]`.
 
     Returns:
         Cosine, curvature shares, and what random pairs have.
 
     Raises:
-        ValueError: If a group is empty, the groups overlap, `vector` is zero, or `null` is below 2.
+        ValueError: If a group is empty or not `among`, the groups overlap, `vector` is zero, or `null` is below 2.
 
     Examples:
         >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -245,14 +263,18 @@ def score_pair(
     if vector is not None:
         vector = _unit(vector)
     else:
-        vector = top_eigs(
-            model, mean_closures(model, loss_fn, x, y, batch, per_token), generator=generator
-        ).vectors[0]
+        closures = mean_closures(model, loss_fn, x, y, batch, per_token, among)
+        vector = top_eigs(model, closures, generator=generator).vectors[0]
     curvatures = per_example_curvature(
         model, loss_fn, x, y, vector, batch=batch, per_token=per_token
     ).flatten()
     size, device = len(curvatures), curvatures.device
     groups = [checked_indices(name, value, size, device) for name, value in (("a", a), ("b", b))]
+    counted = (
+        torch.arange(size, device=device) if among is None else checked_indices("among", among, size, device)
+    )
+    for name, group in zip("ab", groups, strict=True):
+        _refuse_outsiders(name, group, counted)
     both = torch.cat(groups)
     if len(both.unique()) < len(both):
         raise ValueError("a and b must be disjoint, they share examples")
@@ -264,13 +286,14 @@ def score_pair(
     cosines, norms, shares = [], [], []
     source = generator.device if generator is not None else "cpu"
     for _ in range(pairs):
-        drawn = torch.randperm(size, generator=generator, device=source)[: len(both)].to(device)
+        order = torch.randperm(len(counted), generator=generator, device=source)
+        drawn = counted[order[: len(both)].to(device)]
         random = [gradient(group) for group in drawn.split([len(group) for group in groups])]
         cosines.append(_cosine(*random))
         norms.append([float(value.norm()) for value in random])
-        shares.append(curvature_share(curvatures, drawn).share)
+        shares.append(curvature_share(curvatures, drawn, among=counted).share)
     usual = torch.tensor(norms).median(dim=0).values.clamp_min(1e-30)
-    shares_of = [curvature_share(curvatures, group) for group in (both, *groups)]
+    shares_of = [curvature_share(curvatures, group, among=counted) for group in (both, *groups)]
     return PairScore(
         cosine=_cosine(*own),
         null_cosines=torch.tensor(cosines),
@@ -280,28 +303,46 @@ def score_pair(
         curvature_a=shares_of[1],
         curvature_b=shares_of[2],
         null_shares=torch.tensor(shares),
-        sharpness=float(curvatures.double().mean()),
+        sharpness=float(curvatures[counted].double().mean()),
         vector=vector,
     )
 
 
 def mean_closures(
-    model: nn.Module, loss_fn: LossFunction, x: Any, y: Any, batch: int | None, per_token: bool
+    model: nn.Module,
+    loss_fn: LossFunction,
+    x: Any,
+    y: Any,
+    batch: int | None,
+    per_token: bool,
+    among: Any = None,
 ) -> Sequence[Callable[[], Tensor]]:
-    """Closures whose losses add to the mean loss in evaluation mode."""
+    """Closures whose losses add to the mean loss, over the examples `among` if given, in evaluation mode."""
     unreduced = without_reduction(loss_fn)
     batches = list(parts(x, y, batch))
     count = num_examples(x)
 
-    def closure(x: Any, y: Any) -> Callable[[], Tensor]:
+    def closure(start: int, x: Any, y: Any) -> Callable[[], Tensor]:
         def loss() -> Tensor:
             with measuring(model):
                 losses = losses_of(model, unreduced, x, y, per_token)
-            return losses.sum() / (count * (losses.shape[1] if per_token else 1))
+            length = losses.shape[1] if per_token else 1
+            if among is None:
+                return losses.sum() / (count * length)
+            counted = checked_indices("among", among, count * length, losses.device)
+            here = counted - start * length
+            return losses.flatten()[here[(here >= 0) & (here < losses.numel())]].sum() / len(counted)
 
         return loss
 
-    return [closure(*part) for part in batches]
+    starts = itertools.accumulate((num_examples(x) for x, _ in batches), initial=0)
+    return [closure(start, *part) for start, part in zip(starts, batches, strict=False)]
+
+
+def _refuse_outsiders(name: str, group: Tensor, counted: Tensor) -> None:
+    outside = group[~torch.isin(group, counted)]
+    if len(outside):
+        raise ValueError(f"{name} must lie among the examples that count, {int(outside[0])} does not")
 
 
 def _unit(vector: Tensor) -> Tensor:

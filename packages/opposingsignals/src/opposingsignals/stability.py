@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from opposingsignals._checks import checked_finite, checked_number
+from opposingsignals._checks import checked_curve, checked_number
 from opposingsignals.optimizers import ClippedSGD
 
 
@@ -61,14 +62,14 @@ def _threshold(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> float
     )
 
 
-def spike_steps(losses: Tensor, z: float = 4.0) -> Tensor:
+def spike_steps(losses: Tensor | Sequence[float], z: float = 4.0) -> Tensor:
     """Steps at which the loss rose out of the ordinary.
 
     A step t counts if the change l(t) - l(t - 1) is positive and more than `z` robust deviations (1.4826 times the
     median absolute deviation) above the median change.
 
     Args:
-        losses: Loss curve, (T,), at least 3 records.
+        losses: Loss curve, (T,), at least 3 records; a list will do.
         z: Deviations, above 0.
 
     Returns:
@@ -82,9 +83,7 @@ def spike_steps(losses: Tensor, z: float = 4.0) -> Tensor:
         tensor([4])
     """
     far = checked_number("z", z, 0.0, strict=True)
-    if losses.ndim != 1 or len(losses) < 3:
-        raise ValueError(f"losses must be a curve of at least 3 records, (T,), got {tuple(losses.shape)}")
-    change = checked_finite("losses", losses.detach()).double().diff()
+    change = checked_curve("losses", losses).diff()
     centre = change.median()
     spread = 1.4826 * (change - centre).abs().median()
     return ((change > 0) & (change > centre + far * spread)).nonzero()[:, 0] + 1

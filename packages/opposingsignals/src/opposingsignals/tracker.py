@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opposingsignals._checks import checked_count, checked_finite, checked_indices, checked_number
+from opposingsignals._checks import (
+    checked_count,
+    checked_curve,
+    checked_finite,
+    checked_indices,
+    checked_number,
+)
 from opposingsignals.losses import LossFunction, per_example_loss
 
 
@@ -347,11 +353,11 @@ def _cluster(losses: Tensor, delta: Tensor, pool: Tensor, k: int, close: float) 
     return pairs
 
 
-def alternation(a: Tensor, b: Tensor) -> float:
+def alternation(a: Tensor | Sequence[float], b: Tensor | Sequence[float]) -> float:
     """How much two loss curves change in turn: -corr_t(a(t + 1) - a(t), b(t + 1) - b(t)).
 
     Args:
-        a: One group's mean loss, (T,), at least 3 records.
+        a: One group's mean loss, (T,), at least 3 records; a list will do.
         b: The other's, (T,).
 
     Returns:
@@ -366,11 +372,9 @@ def alternation(a: Tensor, b: Tensor) -> float:
         >>> round(alternation(curve, -curve), 6)
         1.0
     """
-    if a.ndim != 1 or a.shape != b.shape or len(a) < 3:
-        raise ValueError(
-            f"a and b must be curves of one length, at least 3, got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    changes = [checked_finite(name, curve).double().diff() for name, curve in (("a", a), ("b", b))]
+    changes = [checked_curve(name, curve).diff() for name, curve in (("a", a), ("b", b))]
+    if len(changes[0]) != len(changes[1]):
+        raise ValueError(f"a and b must be curves of one length, got {len(a)} and {len(b)}")
     for name, change in zip("ab", changes, strict=True):
         if not (change - change.mean()).abs().max() > 1e-12 * change.abs().max():
             raise ValueError(
