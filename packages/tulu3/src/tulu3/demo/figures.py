@@ -57,12 +57,14 @@ def curves(
                 name: _series(list(choice.tried), list(choice.tried.values()))
                 for name, choice in chosen.items()
             },
+            x_scale="log",
         ),
         _curve(
             "Validation by beta",
             "beta",
             "verified (%)",
             {name: _series(list(tried), list(tried.values())) for name, tried in bench.betas.items()},
+            x_scale="log",
         ),
         _curve(
             "Lengths of responses after preference tuning",
@@ -115,8 +117,10 @@ def _counted(values: Sequence[float]) -> dict[str, list[Any]]:
     return _series(list(range(1, len(values) + 1)), list(values))
 
 
-def _curve(title: str, x_label: str, y_label: str, series: dict[str, Any]) -> dict[str, Any]:
-    return {"title": title, "x_label": x_label, "y_label": y_label, "series": series}
+def _curve(
+    title: str, x_label: str, y_label: str, series: dict[str, Any], x_scale: str = "linear"
+) -> dict[str, Any]:
+    return {"title": title, "x_label": x_label, "y_label": y_label, "x_scale": x_scale, "series": series}
 
 
 def _series(x: Sequence[Any], y: Sequence[Any]) -> dict[str, list[Any]]:
