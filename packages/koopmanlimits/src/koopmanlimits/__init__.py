@@ -31,6 +31,7 @@ from koopmanlimits.spectra import (
 )
 from koopmanlimits.systems import System, classic_systems, flow
 from koopmanlimits.towers import SCI_TABLE, SCIEntry, Tower, TowerStep
+from koopmanlimits.verification import Verification, verify
 
 __all__ = [
     "POD",
@@ -58,6 +59,7 @@ __all__ = [
     "System",
     "Tower",
     "TowerStep",
+    "Verification",
     "VerifiedKoopman",
     "VerifiedSpectrum",
     "__version__",
@@ -89,6 +91,7 @@ __all__ = [
     "residuals",
     "spectral_measure",
     "streaming_galerkin",
+    "verify",
     "wiener_mass",
 ]
 
