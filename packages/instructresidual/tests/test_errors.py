@@ -76,7 +76,11 @@ def test_weights_that_cannot_be_subtracted(weights, side, change, error, message
             ValueError,
             "instruct must be a folder or a file that exists, got /nowhere",
         ),
-        ({"instruct": {"x": torch.zeros(2)}, "strict": False}, ValueError, "have no parameter in common"),
+        (
+            {"instruct": {"x": torch.zeros(2)}, "strict": False},
+            ValueError,
+            "no floating-point parameter in common",
+        ),
     ],
 )
 def test_arguments_of_residual(weights, arguments, error, message):

@@ -369,6 +369,8 @@ def test_buffers_and_integers_are_left_alone_and_named(weights, checkpoint, tmp_
     extras = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3),
         "h.0.attn.bias": torch.ones(1, 1, 4, 4),
+        "encoder.norm.running_mean": torch.zeros(4),
+        "encoder.norm.running_var": torch.ones(4),
         "steps": torch.tensor([3]),
     }
     base = weights(0)

@@ -242,7 +242,7 @@ def foreach_lines(optimizer):
 @pytest.mark.benchmark(group="update sizes of 10 million parameters")
 def test_update_sizes(benchmark, case):
     ours, peer = adam_update_rms(optimizer_problem()), foreach_lines(optimizer_problem())
-    assert [*ours.values()] == pytest.approx(peer, rel=1e-4)
+    assert [*ours.values()] == pytest.approx(peer, rel=1e-3)  # the peer's norms are sums in float32
     benchmark.extra_info.update(
         case=case, peer="torch._foreach lines", size="110 tensors, 10.1 M parameters, CPU"
     )

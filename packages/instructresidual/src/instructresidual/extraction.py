@@ -173,7 +173,8 @@ def _paired(base: Source, instruct: Source, rename: Rename | None, tie: Tie | No
             + likely_rename(missing or extra, extra if missing else base.tensors)
         )
     if not plan.pairs:
-        raise ValueError(f"base and instruct have no parameter in common: {listed(base.tensors)}")
+        known = listed(base.tensors) or "base has none"
+        raise ValueError(f"base and instruct have no floating-point parameter in common: {known}")
     return plan
 
 

@@ -23,7 +23,8 @@ _PATTERNS = {
 }
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _BUFFERS = re.compile(
-    r"(^|\.)(inv_freq|original_inv_freq|cos_cached|sin_cached|position_ids|token_type_ids|masked_bias|rope\.freqs)$"
+    r"(^|\.)(inv_freq|original_inv_freq|cos_cached|sin_cached|position_ids|token_type_ids|masked_bias|rope\.freqs"
+    r"|running_mean|running_var)$"
 )
 _ADAPTERS = re.compile(r"(^|\.)(lora_|base_layer\.|base_model\.model\.|modules_to_save\.)")
 _QUANTISED = re.compile(
@@ -66,7 +67,7 @@ def plain_name(name: str) -> str:
 
 @lru_cache(1 << 16)
 def is_buffer(name: str, num_dimensions: int) -> bool:
-    """Whether a tensor is a rotary table or a causal mask, which old checkpoints hold beside the parameters."""
+    """Whether a tensor is a rotary table, a causal mask or a running statistic, which checkpoints hold as well."""
     mask = num_dimensions == 4 and re.search(r"(^|\.)(attn|attention)\.bias$", name)
     return bool(mask or _BUFFERS.search(name))
 
