@@ -1,0 +1,115 @@
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from helpers import normal, rng
+
+from h2orl import Transitions
+from h2orl.reference import CartPole, GroupedSAC, Pendulum, Settings
+
+
+@pytest.mark.parametrize("physics", [{}, {"g": 20.0}])
+def test_the_pendulum_is_gymnasiums(physics):
+    env = gymnasium.make("Pendulum-v1", **physics).unwrapped
+    ours = Pendulum(gravity=physics.get("g", 10.0))
+    observation, _ = env.reset(seed=2)
+    state = torch.tensor(env.state)[None]
+    for step in range(60):
+        np.testing.assert_allclose(ours.observe(state)[0].numpy(), observation, atol=1e-5)
+        torch.testing.assert_close(ours.observe(ours.state(ours.observe(state))), ours.observe(state))
+        action = torch.tensor([[1.3 * np.sin(step)]])
+        observation, reward, *_ = env.step(2 * action[0].numpy())
+        state, found = ours.step(state, action)
+        assert found.item() == pytest.approx(float(reward), abs=1e-6)
+
+
+def test_the_cart_pole_is_gymnasiums():
+    env = gymnasium.make("CartPole-v1").unwrapped
+    env.reset(seed=1)
+    state = torch.tensor(env.state, dtype=torch.float64)[None] + torch.tensor([0.0, 0.3, 0.1, -0.5])
+    env.state = state[0].numpy()
+    for step in range(8):
+        env.step(step % 2)
+        state, reward, ended = CartPole().step(state, torch.tensor([[2.0 * (step % 2) - 1]]))
+        np.testing.assert_allclose(state[0].numpy(), env.state, atol=1e-9)
+        assert 0 < reward <= 1
+        assert ended.item() == 0
+    state[0, 0] = 2.5
+    assert CartPole().step(state, torch.zeros(1, 1))[2].item() == 1
+    hanging = CartPole().reset(4, generator=rng())
+    assert CartPole().step(hanging, torch.zeros(4, 1))[1].max() < 0.01
+    torch.testing.assert_close(CartPole().state(CartPole().observe(hanging - 0.2)), hanging - 0.2)
+
+
+def test_physics_can_differ_from_group_to_group():
+    state, action = normal(3, 5, 2), normal(3, 5, 1, seed=1)
+    lengths = torch.tensor([[1.0], [0.6], [2.0]])
+    found, reward = Pendulum(length=lengths, bias=0.4).step(state, action)
+    for index, length in enumerate((1.0, 0.6, 2.0)):
+        alone, its_reward = Pendulum(length=length, bias=0.4).step(state[index], action[index])
+        torch.testing.assert_close(found[index], alone)
+        torch.testing.assert_close(reward[index], its_reward)
+
+
+def batch(size, seed):
+    parts = normal(size, 8, seed=seed).split([3, 1, 3, 1], 1)
+    return Transitions(
+        parts[0], parts[1].tanh(), parts[2], parts[3][:, 0], (normal(size, seed=seed + 1) > 1).float()
+    )
+
+
+def joined(batches):
+    return Transitions(
+        *(torch.cat(columns) for columns in zip(*(one._columns() for one in batches), strict=True))
+    )
+
+
+SETTINGS = [
+    Settings("both", beta=0.1, adaptive_weight=True, is_weight=True),
+    Settings("real", conservatism=1.0),
+    Settings("sim", bonus=0.5),
+]
+
+
+def train(indices, steps=3):
+    agents = GroupedSAC([SETTINGS[i] for i in indices], 3, 1, [rng(i) for i in indices], hidden=8)
+    for step in range(steps):
+        halves = [joined([batch(6, 100 * i + 10 * step + side) for i in indices]) for side in (0, 1)]
+        gaps = [
+            joined([batch(7, 100 * indices[k] + 10 * step + side) for k in agents.with_gap])
+            if agents.with_gap
+            else None
+            for side in (2, 3)
+        ]
+        agents.update(*halves, *gaps)
+    return agents
+
+
+def test_agents_of_a_group_are_what_they_are_alone():
+    together = train([0, 1, 2])
+    for index in range(3):
+        alone = train([index])
+        for found, expected in zip(together.actor.parameters(), alone.actor.parameters(), strict=True):
+            torch.testing.assert_close(found[[index]], expected)
+        for found, expected in zip(together.target, alone.target, strict=True):
+            torch.testing.assert_close(found[2 * index : 2 * index + 2], expected)
+        if index in together.with_gap:
+            place = together.with_gap.index(index)
+            for name, value in alone.gap_weights.items():
+                torch.testing.assert_close(together.gap_weights[name][[place]], value)
+
+
+def test_log_probabilities_are_those_of_a_squashed_gaussian():
+    agents = GroupedSAC(SETTINGS[1:2], 3, 1, [rng()], hidden=8)
+    noise = normal(1, 5, 1, seed=3)
+    action, log_prob = agents.policy(normal(1, 5, 3), noise)
+    mean, log_std = agents.actor(normal(1, 5, 3)).chunk(2, -1)
+    base = torch.distributions.Normal(mean, log_std.exp())
+    squashed = torch.distributions.TransformedDistribution(
+        base, torch.distributions.TanhTransform(cache_size=1)
+    )
+    raw = mean + log_std.exp() * noise
+    torch.testing.assert_close(action, raw.tanh())
+    torch.testing.assert_close(
+        log_prob, squashed.log_prob(squashed.transforms[0](raw)).sum(-1), atol=1e-4, rtol=1e-4
+    )

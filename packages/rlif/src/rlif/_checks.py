@@ -1,0 +1,69 @@
+"""What several public functions ask of their arguments."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def checked_integer(name: str, value: Any, least: int) -> int:
+    """Return an integer, NumPy's too, of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return number
+
+
+def checked_float(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return a finite number in [low, high]."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ValueError(f"{name} must be finite and in [{low:g}, {high:g}], got {number:g}")
+    return number
+
+
+def checked_positive(name: str, value: Any) -> float:
+    """Return a finite number above 0."""
+    number = checked_float(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be above 0, got {number:g}")
+    return number
+
+
+def checked_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return one of a few words."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return str(value)
+
+
+def checked_flags(name: str, values: Any, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Return flags as a boolean tensor; anything but booleans and exact zeros and ones is refused.
+
+    Args:
+        name: The argument's name.
+        values: A tensor, an array or a sequence.
+        shape: The shape that the flags must have, if it is known.
+
+    Returns:
+        A boolean tensor on the device of `values`.
+    """
+    flags = torch.as_tensor(values) if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    if flags.dtype != torch.bool:
+        if flags.is_complex() or not bool(((flags == 0) | (flags == 1)).all()):
+            raise ValueError(f"{name} must be booleans (or zeros and ones), got {flags.dtype} values")
+        flags = flags == 1
+    if shape is not None and flags.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape}, got {tuple(flags.shape)}")
+    return flags
