@@ -125,6 +125,15 @@ def test_samples_of_nan_are_dropped_and_a_state_without_any_other_is_named():
         one.plan(torch.tensor([[0.0], [torch.nan]]))
 
 
+def test_the_gaussian_is_fitted_to_finite_elites_only():
+    one = CEMPlanner(lambda x, u: x, lambda x, u: u[..., 0], 1, -9.0, 9.0, 4, 3)
+    actions = torch.tensor([1.0, 8.0, 2.0, -8.0]).view(1, 4, 1, 1).expand(2, 4, 1, 1)
+    costs = torch.tensor([[1.0, torch.inf, 2.0, torch.inf], [torch.inf] * 4])
+    mean, std = one._refit(actions, costs, torch.full((2, 1, 1), 0.3), torch.full((2, 1, 1), 0.7))
+    torch.testing.assert_close(mean.flatten(), torch.tensor([1.5, 0.3]))
+    torch.testing.assert_close(std.flatten(), torch.tensor([0.5, 0.7]))
+
+
 def test_a_warm_start_is_the_mean_moved_on_and_is_saved_and_reset():
     one = planner(num_samples=60, num_elites=10, num_iterations=3, warm_start=True, initial_mean=0.1)
     one.plan(STATES, seeded())

@@ -13,7 +13,7 @@ DELAYS = {0.25: 1.0, 0.5: 1.5, 1.0: 2.0, 2.0: 2.5, 4.0: None}
 def made_up(**changes):
     """Rows that pass every clause, but for what is changed."""
     figures = {
-        "delay": 2.5, "onset": 30.0, "eps": 3.0, "few": 0.8, "few_train": 1e-4, "many": 0.5, "norm": 0.5,
+        "delay": 2.5, "onset": 30.0, "eps": 3.0, "late": 400.0, "few": 0.8, "few_train": 1e-4, "many": 0.5, "norm": 0.5,
         "train": 0.4, "test": 0.9, "drift": 0.1, "gap": -3.0, "cosine": 0.8, "field": 0.05, "exact": 1e-14,
     } | changes  # fmt: skip
     delays = DELAYS | {2.0: figures["delay"]}
@@ -21,14 +21,15 @@ def made_up(**changes):
         {
             "name": f"alpha = {a:g}",
             "delay": d,
+            "test_time": 300.0,
             "onset": figures["onset"] if a == 2 else 15 * a,
             "test_loss": 0.03,
         }
         for a, d in delays.items()
     ]
     rows += [
-        {"name": "eps = 0.15", "delay": figures["eps"]},
-        {"name": "eps = 0.5", "delay": 1.0},
+        {"name": "eps = 0.15", "delay": figures["eps"], "test_time": figures["late"]},
+        {"name": "eps = 0.5", "delay": 1.0, "test_time": 200.0},
         {"name": "few samples", "test_loss": figures["few"], "train_loss": figures["few_train"]},
         {"name": "many samples", "delay": figures["many"]},
         {"name": "lazy fraction", "foretells_delay": 0.9},
@@ -69,6 +70,7 @@ def test_rows_that_show_it_all_hold():
         {"delay": 1.9},
         {"onset": 1.0},
         {"eps": 1.9},
+        {"late": 299.0},
         {"few": 0.14},
         {"few_train": 0.01},
         {"many": 1.1},

@@ -107,7 +107,7 @@ def test_the_smoke_run_measures_what_is_known_beforehand(smoke):
 
 
 def test_logs_end_where_the_environment_ended():
-    logs = collect(CartPole(), 12, torch.Generator().manual_seed(3))
+    logs = collect(CartPole(), 40, torch.Generator().manual_seed(3))
     episodes = logs.episodes(positions_only=False)
     assert len({len(episode) for episode in episodes}) > 1
     for episode in episodes:

@@ -165,9 +165,9 @@ def test_controllers_are_far_better_than_chance(world):
     totals = []
     for expert in (True, False):
         state, total = world.reset(30, generator), torch.zeros(30)
-        for _ in range(world.num_steps):
+        for _ in range(300):
             action = world.controller(state) if expert else 2 * torch.rand(30, generator=generator) - 1
-            state, reward, _ = held(world, state, action)
+            state, reward, _ = held(world, state, action + world.safety(state))
             total += reward
         totals.append(total.mean())
     assert totals[0] > totals[1] + 10

@@ -152,7 +152,7 @@ class KernelLearner:
         grown = -torch.expm1(-values * math.exp(high))
         return self._filled(vectors @ (residual * grown * self._inverse(values)))
 
-    def _descended(self, target: float, max_steps: int = 5000) -> Tensor:
+    def _descended(self, target: float, max_steps: int = 20_000) -> Tensor:
         """Small steps along the kernel gradient, each as long as it brings what the gradient promises."""
         a, f = torch.zeros_like(self.start), self.start.clone()
         loss, slope = self._slope(f)
@@ -164,7 +164,7 @@ class KernelLearner:
                 break
             while (
                 lower := float(self.objective(f - rate * moved))
-            ) > loss - 0.7 * rate * promise and rate > 1e-12:
+            ) > loss - 0.9 * rate * promise and rate > 1e-12:
                 rate /= 2
             if lower <= target:
                 rate = self._landing(f, moved, rate, target)

@@ -327,7 +327,7 @@ def _seeded(generator: torch.Generator | None, seed: Any) -> torch.Generator:
         generator.manual_seed(int(torch.randint(2**62, ()))) if seed is None else None
     if seed is not None:
         seeds = [0 if one is None else int(one) for one in np.atleast_1d(np.asarray(seed, dtype=object))]
-        generator.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> 1))
+        generator.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]) >> 1)
     return generator
 
 

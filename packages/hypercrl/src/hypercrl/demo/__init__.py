@@ -20,12 +20,17 @@ __all__ = ["conditions", "demo"]
 
 # Learner and name in the table, strengths tried.
 TUNED = (
-    ("hypercrl", "HyperCRL, look-ahead", True, (0.005, 0.05, 0.5)),
-    ("hypercrl", "HyperCRL, first order", False, (0.005, 0.05, 0.5)),
+    ("hypercrl", "HyperCRL, look-ahead", True, (0.0005, 0.005, 0.05)),
+    ("hypercrl", "HyperCRL, first order", False, (0.0005, 0.005, 0.05)),
     ("chunked", "HyperCRL, chunked", True, (0.005, 0.05, 0.5)),
-    ("EWC", "EWC", True, (1e2, 1e3, 1e4)),
-    ("SI", "SI", True, (1e1, 1e2, 1e3)),
+    ("EWC", "EWC", True, (1e5, 1e6, 1e7)),
+    ("SI", "SI", True, (1e3, 1e4, 1e5)),
 )
+RATES = {
+    "hypercrl": (1e-4, 3e-4, 1e-3, 3e-3),
+    "chunked": (3e-4, 1e-3, 3e-3, 1e-2),
+    "single": (1e-3, 3e-3, 1e-2, 3e-2),
+}
 FIXED = (
     ("hypercrl", "fine-tuning"),
     ("plain fine-tuning", "plain fine-tuning"),
@@ -53,19 +58,19 @@ class Preset:
     sizes: Sizes
     data: tuple[int, int]  # transitions to learn from, held out
     num_tasks: int
-    rates: tuple[float, ...]
+    rate: float | None  # None: chosen on the first task
     strengths: int  # how many of each grid
     widenings: int
     control: tuple[int, int] | None  # environments of each task, steps
 
 
 PRESETS = {
-    "smoke": Preset(Sizes((16,), (10,), (60, 4, (10,)), 12, 32, 20), (200, 100), 2, (1e-3,), 1, 0, (1, 2)),
+    "smoke": Preset(Sizes((16,), (10,), (60, 4, (10,)), 12, 32, 20), (200, 100), 2, 1e-3, 1, 0, (1, 2)),
     "laptop": Preset(
         Sizes((64, 64), (50, 50), (600, 8, (20, 20)), 400, 100, 100),
         (2000, 500),
         5,
-        (3e-4, 1e-3, 3e-3, 1e-2),
+        None,
         3,
         4,
         (4, 50),
@@ -74,7 +79,7 @@ PRESETS = {
         Sizes((200, 200, 200, 200), (256, 256), (4000, 20, (25, 30)), 20_000, 100, 1000),
         (0, 0),
         0,
-        (1e-4,),
+        1e-4,
         3,
         4,
         None,
@@ -136,7 +141,8 @@ class _Bench:
         self.model = make_model(tasks, angles, preset.sizes.hidden)
         self.progress, self.done = progress, 0
         per_tuned = preset.strengths + (1 if preset.widenings else 0)
-        self.expected = len(TUNED) * (per_tuned + 1) + len(FIXED) + 1 + 2 * len(preset.rates) + len(PLANNED)
+        tries = 0 if preset.rate else sum(map(len, RATES.values()))
+        self.expected = len(TUNED) * (per_tuned + 1) + len(FIXED) + 2 + tries + len(PLANNED)
 
     def attempt(self, setting: Setting, tasks: list[Task] | None = None) -> Outcome:
         if self.progress is not None:
@@ -153,10 +159,10 @@ class _Bench:
     def learning_rate(self, learner: str) -> float:
         """Choose on the first task alone, for hypernetworks and plain networks each."""
         tasks = self.tasks[:1]
-        if len(self.preset.rates) == 1:
-            return self.preset.rates[0]
+        if self.preset.rate is not None:
+            return self.preset.rate
         found = {}
-        for rate in self.preset.rates:
+        for rate in RATES[learner]:
             model = make_model(tasks, self.angles, self.preset.sizes.hidden)
             setting = Setting(learner, rate)
             found[rate] = run(setting, tasks, model, self.preset.sizes, self.seed, self.device).validation

@@ -128,7 +128,8 @@ def conditions(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         _clause("the delay grows with alpha (Spearman)", _along(rows, "alpha = ", "delay"), "== 1"),
         _clause("features set in later with alpha (Spearman)", _along(rows, "alpha = ", "onset"), "== 1"),
-        _clause("the delay grows with 1 / eps (Spearman)", _by_curvature(row), "== 1"),
+        _clause("the delay grows with 1 / eps (Spearman)", _by_curvature(row, "delay"), "== 1"),
+        _clause("the test loss falls later with 1 / eps (Spearman)", _by_curvature(row, "test_time"), "== 1"),
         _clause("few samples: the test loss stays", few["test_loss"] / middle["test_loss"], "> 5"),
         _clause("few samples: though the training loss is gone", few["train_loss"], "< 0.01"),
         _clause("many samples: hardly a delay (share of that at alpha = 1)", ratio, "< 0.5"),
@@ -171,9 +172,9 @@ def _along(rows: Sequence[Row], prefix: str, metric: str) -> float:
     )
 
 
-def _by_curvature(row: dict[str, Row]) -> float:
-    """The delay against 1 / eps, at alpha = 1."""
-    delays = [row[name]["delay"] for name in ("eps = 0.5", "alpha = 1", "eps = 0.15")]
+def _by_curvature(row: dict[str, Row], metric: str) -> float:
+    """Rank correlation of a time with 1 / eps, at alpha = 1."""
+    delays = [row[name][metric] for name in ("eps = 0.5", "alpha = 1", "eps = 0.15")]
     return rank_correlation([0, 1, 2], [math.inf if delay is None else delay for delay in delays])
 
 
