@@ -64,6 +64,15 @@ def check_flags(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} must be bool or hold only 0 and 1, got other values")
 
 
+def check_range(name: str, value: Tensor, least: float, most: float = math.inf) -> None:
+    """Raise unless all values are in `[least, most]`; looks at values only where that makes no device wait."""
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not bool(((value >= least) & (value <= most)).all()):
+        wanted = f"at least {least:g}" if math.isinf(most) else f"in [{least:g}, {most:g}]"
+        raise ValueError(f"{name} must be {wanted} everywhere, got other values")
+
+
 def as_flags(name: str, value: Any, size: int) -> Tensor:
     """Return a `(B,)` bool tensor of flags in any dtype, values checked on every device."""
     flags = as_vector(name, value, size)

@@ -201,6 +201,8 @@ class CriticEnsemble(nn.Module):
     def _inputs(self, observation: Tensor, action: Tensor) -> Tensor:
         sizes = (("observation", observation, self.observation_dim), ("action", action, self.action_dim))
         for name, tensor, width in sizes:
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
             if tensor.dim() not in (2, 3) or tensor.shape[-1] != width:
                 wanted = f"(B, {width}) or ({self.num_critics}, B, {width})"
                 raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}")
@@ -212,9 +214,8 @@ class CriticEnsemble(nn.Module):
             observation = observation.expand(self.num_critics, *observation.shape[-2:])
             action = action.expand(self.num_critics, *action.shape[-2:])
         dtype = torch.promote_types(observation.dtype, action.dtype)
-        first: Any = self.critic[0]
         inputs = torch.cat([observation.to(dtype), action.to(dtype)], -1)
-        return inputs.to(first.weight.dtype).expand(self.num_critics, *inputs.shape[-2:])
+        return inputs.to(next(self.critic.parameters()).dtype).expand(self.num_critics, *inputs.shape[-2:])
 
 
 def is_plain(critic: Any) -> bool:
@@ -224,9 +225,14 @@ def is_plain(critic: Any) -> bool:
     """
     if type(critic) is not CriticEnsemble or "forward" in critic.__dict__:
         return False
-    known = (CriticEnsemble, nn.Sequential, StackedLinear, StackedLayerNorm, nn.ReLU)
-    return all(
-        type(module) in known
+    if type(critic.critic) is not nn.Sequential:
+        return False
+    layers = [type(layer) for layer in critic.critic]
+    if layers[:1] + layers[-1:] != [StackedLinear] * 2:
+        return False
+    known = (StackedLinear, StackedLayerNorm, nn.ReLU)
+    return len(layers) > 1 and all(
+        (type(module) in known or module in (critic, critic.critic))
         and "forward" not in module.__dict__
         and not any(getattr(module, hooks) for hooks in _HOOKS)
         for module in critic.modules()
@@ -237,18 +243,20 @@ def is_plain(critic: Any) -> bool:
 def soft_update_(target: nn.Module, source: nn.Module, tau: float = 5e-3) -> nn.Module:
     """Move a target network towards its source: `theta' <- (1 - tau) theta' + tau theta`.
 
-    Parameters move in one fused call; buffers (running statistics, counters) are copied.
+    Parameters move in one fused call; buffers (running statistics, counters) are copied. Steps this small are lost to
+    rounding in half precision: keep the target in float32; the source may be in bfloat16.
 
     Args:
         target: The module that is changed.
-        source: A module of the same parameters.
+        source: A module of the same parameters, of any dtype.
         tau: The step, in [0, 1].
 
     Returns:
         `target`.
 
     Raises:
-        ValueError: If `tau` is outside [0, 1] or the two have other parameters or buffers.
+        ValueError: If `tau` is outside [0, 1], the two have other parameters or buffers, or a target in half precision
+            is to be averaged.
 
     Examples:
         >>> target, source = CriticEnsemble(3, 2, 4), CriticEnsemble(3, 2, 4)
@@ -258,15 +266,19 @@ def soft_update_(target: nn.Module, source: nn.Module, tau: float = 5e-3) -> nn.
     """
     tau = checked_number("tau", tau, 0, 1)
     pairs = [(dict(module.named_parameters()), dict(module.named_buffers())) for module in (target, source)]
-    for ours, theirs in zip(*pairs, strict=True):
-        shapes = [{name: value.shape for name, value in side.items()} for side in (ours, theirs)]
+    for both in zip(*pairs, strict=True):
+        shapes = [{name: value.shape for name, value in side.items()} for side in both]
         if shapes[0] != shapes[1]:
             names = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
             raise ValueError(f"target and source must have the same tensors, differ in {names[0][0]!r}")
+    ours: list[Tensor] = list(pairs[0][0].values())
+    theirs: list[Tensor] = list(pairs[1][0].values())
     if tau == 1:
-        torch._foreach_copy_(list(pairs[0][0].values()), list(pairs[1][0].values()))
-    elif pairs[0][0]:
-        torch._foreach_lerp_(list(pairs[0][0].values()), list(pairs[1][0].values()), tau)
+        torch._foreach_copy_(ours, theirs)
+    elif ours:
+        if any(value.dtype in (torch.float16, torch.bfloat16) for value in ours):
+            raise ValueError(f"target must be in float32 or wider to move by tau={tau}, got half precision")
+        torch._foreach_lerp_(ours, [new.to(old.dtype) for old, new in zip(ours, theirs, strict=True)], tau)
     for name, buffer in pairs[0][1].items():
         buffer.copy_(pairs[1][1][name])
     return target

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ravl._checks import as_vector, check_flags, checked_number
+from ravl._checks import as_vector, check_flags, check_range, checked_number
 from ravl.critics import CriticEnsemble, is_plain
 from ravl.rollouts import TransitionBatch, as_batch
 
@@ -117,7 +117,7 @@ def pessimistic_target(
         terminated: `(B,)` or `(B, 1)`, bool or 0 and 1: ends by the task, not by a time limit.
         next_log_prob: `log pi(a'|s')`, `(B,)` or `(B, 1)`.
         alpha: The entropy temperature, a number or a tensor of one or of B values.
-        discount: `gamma` in [0, 1), or a tensor of B values (such as `gamma^n` of n-step returns).
+        discount: `gamma` in [0, 1), or a tensor of B values in [0, 1] (such as `gamma^n` of n-step returns).
         reduction: `"min"`, or `"lcb"`: mean less `beta` standard deviations.
         beta: See `reduction`.
 
@@ -134,7 +134,7 @@ def pessimistic_target(
         >>> pessimistic_target(q, torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0]), zeros, 0.1, 0.5)
         tensor([1.5000, 1.0000])
     """
-    size = len(reward) if isinstance(reward, Tensor) and reward.dim() else 0
+    size = len(reward) if isinstance(reward, Tensor) and reward.dim() else 1
     reward = as_vector("reward", reward, size)
     terminated = as_vector("terminated", terminated, size)
     value = _soft_value(next_q, next_log_prob, alpha, size, reduction, beta)
@@ -194,7 +194,8 @@ def value_and_action_gradient(critic: Critic, observation: Tensor, action: Tenso
         assert isinstance(critic, CriticEnsemble)
         return critic.value_and_action_gradient(observation, action)
     with torch.enable_grad():
-        action = action.detach().requires_grad_(True)
+        action = action.detach()
+        action = (action if action.is_floating_point() else action.float()).requires_grad_(True)
         values = ensemble_values(critic(observation, action), len(action))
         each = torch.eye(len(values), dtype=values.dtype, device=values.device)
         (gradient,) = torch.autograd.grad(
@@ -313,7 +314,9 @@ def ravl_actor_loss(
 ) -> Tensor:
     """The actor's loss, `mean_B alpha log pi(a|s) - min_i Q_i(s, a)`: its minimum, since a mean loses the effect.
 
-    The weights of a `torch.nn.Module` take no gradient from it, which saves a third of the backward pass.
+    The weights of a `torch.nn.Module` take no gradient from it, which saves a third of the backward pass. Those of a
+    function, and of a module other than `CriticEnsemble` in a loss that is compiled, do: clear them before the critic's
+    own backward pass.
 
     Args:
         critic: As in `ravl_critic_loss`.
@@ -337,15 +340,30 @@ def ravl_actor_loss(
         >>> action.grad is not None and critic.critic[0].weight.grad is None
         True
     """
-    if isinstance(critic, nn.Module) and is_plain(critic):
-        frozen = {name: value.detach() for name, value in critic.named_parameters()}
-        output = torch.func.functional_call(critic, frozen, (observation, action))
-    else:
-        output = critic(observation, action)
     size = len(action)
-    values = _at_least_float32(ensemble_values(output, size))
+    values = _at_least_float32(ensemble_values(_without_weights(critic, observation, action), size))
     log_prob = _at_least_float32(as_vector("log_prob", log_prob, size))
     return (_temperature(alpha, size) * log_prob - ensemble_reduction(values, reduction, beta)).mean()
+
+
+def _without_weights(critic: Critic, observation: Tensor, action: Tensor) -> Any:
+    """Call a critic so that its weights, if it is a module, take no gradient."""
+    if isinstance(critic, nn.parallel.DistributedDataParallel):
+        critic = critic.module  # there is nothing to reduce
+    if is_plain(critic):
+        assert isinstance(critic, CriticEnsemble)
+        frozen = {name: value.detach() for name, value in critic.named_parameters()}
+        return torch.func.functional_call(critic, frozen, (observation, action))
+    if not isinstance(critic, nn.Module) or torch.compiler.is_compiling():
+        return critic(observation, action)  # the flags below cannot be set in a compiled graph
+    learning = [parameter for parameter in critic.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        return critic(observation, action)
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 @torch.no_grad()
@@ -393,8 +411,10 @@ def _bootstrapped(value: Tensor, reward: Tensor, terminated: Tensor, discount: f
 
 
 def _discount(discount: float | Tensor, size: int) -> float | Tensor:
-    if isinstance(discount, Tensor) and discount.numel() > 1:
-        return as_vector("discount", discount, size).detach()
+    if isinstance(discount, Tensor) and discount.dim() and (discount.numel() > 1 or size == 1):
+        discount = as_vector("discount", discount, size).detach()
+        check_range("discount", discount, 0, 1)
+        return discount
     return checked_number("discount", discount, 0, 1, open_end=True)
 
 
@@ -402,9 +422,9 @@ def _temperature(alpha: float | Tensor, size: int) -> float | Tensor:
     """Return a number or B of them; the temperature's own loss is not this one."""
     if not isinstance(alpha, Tensor):
         return checked_number("alpha", alpha, 0)
-    if alpha.numel() == 1:
-        return alpha.detach().reshape(())
-    return as_vector("alpha", alpha, size).detach()
+    alpha = alpha.detach()
+    check_range("alpha", alpha, 0)
+    return alpha.reshape(()) if alpha.numel() == 1 else as_vector("alpha", alpha, size)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

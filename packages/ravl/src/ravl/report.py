@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ravl._checks import as_matrix, as_vector, check_finite, checked_integer, checked_number
+from ravl._checks import as_matrix, check_finite, checked_integer, checked_number
 from ravl.losses import ensemble_values
-from ravl.rollouts import Policy, Rollouts, Step, policy_action
+from ravl.rollouts import Policy, Rollouts, Step, one_step, policy_action, row_keys
 
 _CHUNK = 1 << 22  # distances held at once
 
@@ -207,22 +207,13 @@ def edge_report(
 
     rows = _some(len(rollouts), max_states, inputs.device, generator)
     seen = rollouts[rows]
-    edges = seen.is_edge
+    edges = seen.is_edge.clone()  # those that are inputs of another row are within reach
+    edges[edges.clone()] = ~torch.isin(row_keys(seen.next_observation[edges].to(inputs)), row_keys(inputs))
     states = torch.cat([seen.observation, seen.next_observation[edges]])
     steps = torch.cat([seen.step, seen.step[edges] + 1])
     is_edge = torch.arange(len(states), device=states.device) >= len(seen)
     values = _values(critic, policy, states)
     distance = _Distances(inputs, num_neighbors, max_reference, generator)(states, ~is_edge)
-    edges = edges.clone()
-    edges[edges.clone()] = distance[is_edge] > 0  # those that are inputs of another row are within reach
-    kept = ~is_edge | (distance > 0)
-    steps, is_edge, values, distance, states = (
-        steps[kept],
-        is_edge[kept],
-        values[:, kept],
-        distance[kept],
-        states[kept],
-    )
 
     std, low = values.std(0, correction=0), values.amin(0)
     penalty = values.mean(0) - low
@@ -230,6 +221,7 @@ def edge_report(
     beyond = distance[is_edge] > radius
     targets = max(int((~seen.terminated).sum()), 1)
     order = distance[is_edge].argsort(descending=True)
+    size = int(rollouts.step.max()) + 2
     return EdgeReport(
         edge_fraction=int(edges.sum()) / targets,
         beyond_fraction=int(beyond.sum()) / targets,
@@ -237,10 +229,10 @@ def edge_report(
         auc=_auc(std[is_edge][beyond], std[~is_edge]),
         std_ratio=_ratio(std[is_edge].mean(), std[~is_edge].mean()),
         value_ratio=_ratio(low[is_edge].abs().amax(), low[~is_edge].abs().amax()) if len(order) else math.nan,
-        std_by_step=_by_step(std, steps),
-        penalty_by_step=_by_step(penalty, steps),
-        value_by_step=_by_step(low, steps),
-        distance_by_step=_by_step(distance, steps),
+        std_by_step=_by_step(std, steps, size),
+        penalty_by_step=_by_step(penalty, steps, size),
+        value_by_step=_by_step(low, steps, size),
+        distance_by_step=_by_step(distance, steps, size),
         index=rows[edges][order],
         observation=states[is_edge][order],
         distance=distance[is_edge][order],
@@ -285,10 +277,12 @@ def compare_dynamics(
         num_steps: k.
 
     Returns:
-        The errors by step. Rows in which either rollout is no longer finite are left out of that step and the later.
+        The errors by step. Rows in which either rollout is no longer finite are left out of that step and the later;
+        NaN where none is left.
 
     Raises:
-        ValueError: If something's shape does not fit, or there are no starts.
+        ValueError: If something's shape does not fit, or there are no starts or not finite ones.
+        TypeError: If a step returns no tuple.
 
     Examples:
         >>> true, model = (lambda s, a: (s + a, s.sum(-1))), (lambda s, a: (s + 1.1 * a, s.sum(-1)))
@@ -300,24 +294,21 @@ def compare_dynamics(
     true = model = as_matrix("starts", starts)
     if not len(true):
         raise ValueError("starts must hold at least one state, got none")
-    size = len(true)
+    check_finite("starts", true)
+    alive = torch.ones(len(true), dtype=torch.bool, device=true.device)
     rows: list[tuple[Tensor, ...]] = []
     for _ in range(num_steps):
-        action = policy_action(policy(model), size)
-        (true, true_reward), (model, model_reward) = (
-            _stepped(name, step, state, action)
-            for name, step, state in (("true_step", true_step, true), ("model_step", model_step, model))
+        action = policy_action(policy(model), len(model))
+        following, true_reward, _ = one_step(true_step, true, action, name="true_step")
+        promised, model_reward, _ = one_step(model_step, model, action, name="model_step")
+        finite = (following.isfinite() & promised.isfinite()).all(1)
+        alive = alive & finite & true_reward.isfinite() & model_reward.isfinite()
+        error = ((promised - following)[alive] / _scale(following[alive])).square().mean()
+        difference = (model_reward - true_reward)[alive].square().mean()
+        rows.append((error.sqrt(), difference.sqrt(), model_reward[alive].mean(), true_reward[alive].mean()))
+        true, model = (  # what has left stays where it was, out of the count
+            torch.where(alive[:, None], new, old) for new, old in ((following, true), (promised, model))
         )
-        finite = (
-            (true.isfinite() & model.isfinite()).all(1) & true_reward.isfinite() & model_reward.isfinite()
-        )
-        scale = _scale(true[finite])
-        error = ((model - true)[finite] / scale).square().mean()
-        difference = (model_reward - true_reward)[finite].square().mean()
-        rows.append(
-            (error.sqrt(), difference.sqrt(), model_reward[finite].mean(), true_reward[finite].mean())
-        )
-        true, model = (state.masked_fill(~finite[:, None], math.nan) for state in (true, model))
     return DynamicsComparison(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
@@ -364,7 +355,9 @@ def overestimation(
         Values, returns, and by how much the former exceed the latter.
 
     Raises:
-        ValueError: If something's shape or range does not fit, or there are no starts.
+        ValueError: If something's shape or range does not fit, there are no starts, or a reward that counts is not
+            finite.
+        TypeError: If `true_step` returns no tuple.
 
     Examples:
         >>> critic = lambda s, a: torch.stack([s[:, 0] * 0 + 12, s[:, 0] * 0 + 15])
@@ -380,15 +373,15 @@ def overestimation(
         raise ValueError("starts must hold at least one state, got none")
     value = _values(critic, policy, state).amin(0)
     total = torch.zeros_like(value)
-    alive = torch.ones_like(value)
+    alive = torch.ones_like(value, dtype=torch.bool)
     with torch.no_grad(), _evaluating(policy):
         for t in range(num_steps):
-            output = true_step(state, policy_action(policy(state), len(state)))
-            reward = as_vector("true_step's reward", output[1], len(state))
-            total += discount**t * torch.where(alive > 0, reward.to(total), 0)
-            if len(output) > 2 and isinstance(output[2], Tensor):
-                alive = alive * (1 - as_vector("true_step's terminated", output[2], len(state)).to(alive))
-            state = output[0]
+            action = policy_action(policy(state), len(state))
+            following, reward, ended = one_step(true_step, state, action, name="true_step")
+            check_finite("reward that true_step returned", reward.masked_fill(~alive, 0))
+            total += discount**t * torch.where(alive, reward.to(total), 0)
+            alive = alive & ~ended
+            state = torch.where(alive[:, None], following, state)  # what has ended stays where it was
     return Overestimation(value, total, float((value - total).mean()), _spearman(value, total))
 
 
@@ -452,14 +445,6 @@ def _evaluating(*functions: Any) -> Iterator[None]:
             part.training = training
 
 
-def _stepped(name: str, step: Step, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-    output = step(state, action)
-    if not isinstance(output, (tuple, list)) or len(output) < 2:
-        raise TypeError(f"{name} must return (next_observation, reward, ...), got {type(output).__name__}")
-    following = as_matrix(f"{name}'s next observation", output[0], len(state))
-    return following, as_vector(f"{name}'s reward", output[1], len(state))
-
-
 def _some(size: int, most: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     if size <= most:
         return torch.arange(size, device=device)
@@ -467,8 +452,8 @@ def _some(size: int, most: int, device: torch.device, generator: torch.Generator
     return torch.randperm(size, generator=generator, device=where)[:most].sort().values.to(device)
 
 
-def _by_step(values: Tensor, steps: Tensor) -> Tensor:
-    count = torch.zeros(int(steps.max()) + 1, dtype=values.dtype, device=values.device)
+def _by_step(values: Tensor, steps: Tensor, size: int) -> Tensor:
+    count = torch.zeros(size, dtype=values.dtype, device=values.device)
     total = count.index_add(0, steps, values)
     return total / count.index_add(0, steps, torch.ones_like(values))
 

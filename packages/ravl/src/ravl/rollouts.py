@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ravl._checks import as_flags, as_matrix, as_vector, check_finite, checked_integer, checked_number
+from ravl._checks import (
+    as_flags,
+    as_matrix,
+    as_vector,
+    check_finite,
+    check_flags,
+    check_range,
+    checked_integer,
+    checked_number,
+)
 
 Step = Callable[[Tensor, Tensor], Any]
 Policy = Callable[[Tensor], Any]
@@ -56,7 +65,8 @@ def as_batch(batch: Any) -> TransitionBatch:
 
     Raises:
         TypeError: If it is none of these, or a part is no tensor.
-        ValueError: If a part is missing, or has another number of rows.
+        ValueError: If there are no rows, a part is missing or has another number of rows, flags are not 0 and 1, or
+            discounts are outside [0, 1] (values are looked at on the CPU only).
 
     Examples:
         >>> corl = [torch.zeros(4, 3), torch.zeros(4, 1), torch.ones(4, 1), torch.zeros(4, 3), torch.zeros(4, 1)]
@@ -81,13 +91,20 @@ def as_batch(batch: Any) -> TransitionBatch:
         discount = look("discount") if look("discount") is not None else look("discounts")
     observation = as_matrix("observation", parts["observation"])
     size = len(observation)
+    if not size:
+        raise ValueError("batch must hold at least one transition, got none")
+    terminated = as_vector("terminated", parts["terminated"], size)
+    check_flags("terminated", terminated)
+    if discount is not None:
+        discount = as_vector("discount", discount, size)
+        check_range("discount", discount, 0, 1)
     return TransitionBatch(
         observation,
         as_matrix("action", parts["action"], size),
         as_vector("reward", parts["reward"], size),
         as_matrix("next_observation", parts["next_observation"], size),
-        as_vector("terminated", parts["terminated"], size),
-        None if discount is None else as_vector("discount", discount, size),
+        terminated,
+        discount,
     )
 
 
@@ -159,8 +176,6 @@ class Rollouts:
         """
         data = as_batch(batch)
         size = len(data.reward)
-        if not size:
-            raise ValueError("batch must hold at least one transition, got none")
         check_finite("reward", data.reward)
         terminated = as_flags("terminated", data.terminated, size)
         keys = row_keys(torch.cat([data.observation, data.next_observation.to(data.observation)]))
@@ -223,7 +238,7 @@ def truncated_rollouts(
 
     Args:
         step: The model (or the simulator): `step(observation, action)` returns next observation and reward, and,
-            optionally, terminated; what follows is ignored.
+            optionally, terminated (or a dictionary or None in its place); what follows is ignored.
         policy: `policy(observation)` returns an action, or action and log-probability.
         starts: Data states, `(m, S)`. Not states of the model: from those there would be no edge.
         num_steps: k.
@@ -235,8 +250,9 @@ def truncated_rollouts(
         At most `k` transitions a start, ordered by step.
 
     Raises:
-        ValueError: If `num_steps` is below 1, `starts` empty or not finite, or the model's output does not fit.
-        TypeError: If `step` returns no tuple.
+        ValueError: If `num_steps` is below 1, `starts` empty or not finite, or the model's output does not fit or is
+            written over its input.
+        TypeError: If `step` returns no tuple, or something that is no tensor.
 
     Examples:
         >>> model = lambda s, a: (s + a, -s.abs().sum(-1))
@@ -256,7 +272,7 @@ def truncated_rollouts(
     with torch.no_grad():
         for _ in range(num_steps):
             action = policy_action(policy(observation), len(observation))
-            following, reward, terminated = _one_step(step, observation, action, terminated_fn)
+            following, reward, terminated = one_step(step, observation, action, terminated_fn)
             parts.append((observation, action, reward, following, terminated))
             observation = following[~terminated] if bool(terminated.any()) else following
             if not len(observation):
@@ -310,6 +326,7 @@ class RolloutBuffer:
         """
         if not isinstance(rollouts, Rollouts):
             raise TypeError(f"rollouts must be Rollouts, got {type(rollouts).__name__}")
+        update = checked_integer("update", update, -1)
         rollouts = replace(rollouts, added=torch.full_like(rollouts.added, update))[-self.capacity :]
         if self._data is None:
             self._data = _like(rollouts, self.capacity)
@@ -420,12 +437,18 @@ def mix(
     ]
     if len({part.discount is None for part in drawn}) > 1:
         raise ValueError("real and model must both have a discount for each transition, or none of them")
-    like = drawn[-1]
-    columns: list[Any] = [
-        None if column[0] is None else torch.cat([part.to(wanted) for part in column])
-        for wanted, column in zip(like, zip(*drawn, strict=True), strict=True)
-    ]
+    columns: list[Any] = [None if part[0] is None else _joined(part) for part in zip(*drawn, strict=True)]
     return TransitionBatch(*columns)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate on the last part's device, in its dtype unless that could not hold the others' fractions."""
+    last = parts[-1]
+    dtype = last.dtype
+    if not dtype.is_floating_point:
+        for part in parts:
+            dtype = torch.promote_types(dtype, part.dtype)
+    return torch.cat([part.to(last.device, dtype) for part in parts])
 
 
 def policy_action(output: Any, size: int) -> Tensor:
@@ -438,7 +461,8 @@ def policy_action(output: Any, size: int) -> Tensor:
 
 def row_keys(rows: Tensor) -> Tensor:
     """Return one int64 a row, equal for equal rows and, but for a chance of about 2^-64 a pair, only for them."""
-    rows = (rows.to(torch.promote_types(rows.dtype, torch.float32)) + 0.0).contiguous()  # -0.0 becomes 0.0
+    wide = torch.promote_types(rows.dtype, torch.float32) if rows.is_floating_point() else torch.float64
+    rows = (rows.to(wide) + 0.0).contiguous()  # -0.0 becomes 0.0
     bits = rows.view(torch.int64 if rows.dtype == torch.float64 else torch.int32).long()
     column = torch.arange(1, bits.shape[1] + 1, device=bits.device)
     return _scrambled(_scrambled(bits) + column * -0x61C8864680B583EB).sum(1)
@@ -451,26 +475,39 @@ def _scrambled(bits: Tensor) -> Tensor:
     return bits
 
 
-def _one_step(
-    step: Step, observation: Tensor, action: Tensor, terminated_fn: Callable[[Tensor], Tensor] | None
+def one_step(
+    step: Step,
+    observation: Tensor,
+    action: Tensor,
+    terminated_fn: Callable[[Tensor], Tensor] | None = None,
+    name: str = "step",
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return next observation, reward and flags of a model or a simulator, all checked."""
+    version = _version(observation)
     output = step(observation, action)
     if not isinstance(output, (tuple, list)) or len(output) < 2:
         raise TypeError(
-            f"step must return (next_observation, reward[, terminated]), got {type(output).__name__}"
+            f"{name} must return (next_observation, reward[, terminated]), got {type(output).__name__}"
         )
+    if _version(observation) != version:
+        raise ValueError(f"{name} must return new observations, but it changes those that it is given")
     size = len(observation)
-    following = as_matrix("step's next observation", output[0], size)
+    following = as_matrix(f"{name}'s next observation", output[0], size)
     if following.shape != observation.shape:
         raise ValueError(
-            f"step's next observation must be {tuple(observation.shape)}, got {tuple(following.shape)}"
+            f"{name}'s next observation must be {tuple(observation.shape)}, got {tuple(following.shape)}"
         )
-    reward = as_vector("step's reward", output[1], size)
+    reward = as_vector(f"{name}'s reward", output[1], size)
     if terminated_fn is not None:
         return following, reward, as_flags("terminated_fn's result", terminated_fn(following), size)
-    if len(output) > 2 and isinstance(output[2], Tensor):
-        return following, reward, as_flags("step's terminated", output[2], size)
+    if len(output) > 2 and output[2] is not None and not isinstance(output[2], Mapping):
+        return following, reward, as_flags(f"{name}'s terminated", output[2], size)
     return following, reward, torch.zeros(size, dtype=torch.bool, device=observation.device)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor has been changed in place; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _draw(size: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
