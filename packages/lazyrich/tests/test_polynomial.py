@@ -167,13 +167,13 @@ def test_the_flow_from_an_isotropic_start_stays_in_two_numbers():
 
 def test_the_mean_field_starts_exactly_and_meets_the_simulation():
     N, m0, alpha, eps = 2, 0.3, 0.8, 0.5
-    found = dmft(N, 6, 3.0, alpha, eps, 0.25, m0, num_samples=6_000, generator=helpers.seeded())
+    found = dmft(N, 6, 3.0, alpha, eps, 0.25, m0, num_samples=20_000, generator=helpers.seeded())
     trace = alpha * eps * (1 + m0**2) - 1
     square = (alpha * eps) ** 2 * ((1 + m0**2) ** 2 / N + (N - 1) / N * m0**4) - 2 * alpha * eps * m0**2 + 1
     start = alpha**2 * (1 / N + m0**2) + (trace**2 + 2 * square) / 4
     assert float(found.train[0]) == pytest.approx(start, rel=0.02)
     assert found.train[0] == found.test[0]
-    one = dmft(N, 1, 3.0, alpha, eps, 0.25, m0, num_samples=6_000, generator=helpers.seeded())
+    one = dmft(N, 1, 3.0, alpha, eps, 0.25, m0, num_samples=20_000, generator=helpers.seeded())
     assert float(one.train[0]) == pytest.approx(start, rel=0.02)
     errors = []
     for D, seeds in ((30, 12), (300, 3)):
@@ -190,7 +190,7 @@ def test_the_mean_field_starts_exactly_and_meets_the_simulation():
         mean = torch.stack(runs).mean(0)
         errors.append((mean - torch.stack([found.train, found.test, found.overlap])).abs())
     assert float(errors[1][0].max()) < 0.1  # the mean of y^2 over the samples drawn is in it
-    assert float(errors[1][1:].max()) < 0.02
+    assert float(errors[1][1:].max()) < 0.03
     assert float(errors[1][1:].mean()) < 0.5 * float(errors[0][1:].mean())
     assert torch.allclose(found.C[0, :, 0].diagonal(), torch.tensor(1 + m0**2).double())
     assert torch.allclose(found.overlap, found.c.mean(1))

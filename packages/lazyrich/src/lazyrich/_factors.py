@@ -492,7 +492,9 @@ class Check:
         inputs: Any = [use.edge for use in graph.uses] + [graph.parameters[i] for i in wanted]
         found = torch.autograd.grad(graph.outputs, inputs, cotangent, retain_graph=True, allow_unused=True)
         deltas, truth = found[: len(graph.uses)], found[len(graph.uses) :]
-        tolerance = 4 * torch.finfo(graph.outputs.dtype).eps ** 0.5
+        tolerance = _tolerance(
+            [graph.outputs, *graph.parameters, *(one for one in deltas if one is not None)]
+        )
         bad = {use.parameter for k, use in enumerate(graph.uses) if not self._agrees(k, deltas[k], tolerance)}
         made = self._composed(deltas, bad)
         for i, gradient in zip(wanted, truth, strict=True):
@@ -516,6 +518,12 @@ class Check:
             total = _summed(_widened(use.pieces(delta.unsqueeze(0), samples)))
             made[use.parameter] = made[use.parameter] + total if use.parameter in made else total
         return made
+
+
+def _tolerance(tensors: Sequence[Tensor]) -> float:
+    """What rounding may do, by the coarsest of the types in use."""
+    eps = max(torch.finfo(one.dtype).eps for one in tensors)
+    return min(4 * eps**0.5, 0.1)
 
 
 def _close(made: Tensor | None, truth: Tensor | None, tolerance: float) -> bool:

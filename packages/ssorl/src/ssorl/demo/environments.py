@@ -145,4 +145,4 @@ class CartPole:
 
     def safety(self, state: Tensor) -> Tensor:
         """Pull the cart to the middle."""
-        return -0.06 * state[..., 0] - 0.06 * state[..., 1]
+        return -0.1 * state[..., 0] - 0.1 * state[..., 1]
