@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from lazyrich.kernel import cka, kta
 from lazyrich.linearized import KernelLearner, Objective
 from lazyrich.meter import grok_delay
-from lazyrich.polynomial import PolyTask, SuffTrajectory, suff_gd, suff_kernel, suff_loss
+from lazyrich.polynomial import PolyTask, SuffTrajectory, suff_gd, suff_kernel
 
 FRACTION = 0.3  # of the first loss: below it a loss counts as fallen
 EARLY = 3  # the step at which the training loss is read as a rival of the meters
@@ -71,20 +71,9 @@ def _measured(
     X, y, b = task.X.to(device), task.y.to(device), task.b.to(device)
     start = torch.zeros(D, device=device), torch.eye(D, device=device)
     records = [0, EARLY, *(round(10 ** (i / 16)) for i in range(1 + int(16 * math.log10(arm.steps))))]
-    first = arm.alpha * arm.eps / 2 * X.square().sum(1)  # f_0, with which the targets centre the output
     run = suff_gd(
-        X,
-        y + first,
-        *start,
-        arm.alpha,
-        arm.eps,
-        eta / arm.alpha**2,
-        arm.steps,
-        b=b,
-        record=records,
-        keep=True,
+        X, y, *start, arm.alpha, arm.eps, eta / arm.alpha**2, arm.steps, b=b, record=records, keep=True
     )
-    run = _centered(run, b, arm)
     drift, aligned = _meters(X[:PROBE], y[:PROBE], run, arm.eps)
     below = (run.train <= FRACTION * run.train[0]).nonzero()
     fallen = int(below[0, 0]) if len(below) else len(run.steps) - 1
@@ -101,30 +90,19 @@ def _measured(
     )
 
 
-def _centered(run: SuffTrajectory, b: Tensor, arm: Arm) -> SuffTrajectory:
-    """The same run with the test loss of f - f_0, whose second moment is M - M_0."""
-    states = zip(run.wbar, run.M - run.M[0], strict=True)
-    terms = [suff_loss(wbar, change, b, arm.alpha, arm.eps) for wbar, change in states]
-    return replace(
-        run,
-        test=torch.stack([one.total for one in terms]),
-        linear_power=torch.stack([one.linear_power for one in terms]),
-        misalignment=torch.stack([one.misalignment for one in terms]),
-        variance=torch.stack([one.variance for one in terms]),
-    )
-
-
 def _lazy_fraction(X: Tensor, y: Tensor, new: Tensor, run: SuffTrajectory, record: int, arm: Arm) -> float:
     """Cosine of what the network has learnt on new inputs with what its first kernel would have, at that loss."""
+
+    def outputs(x: Tensor, i: int) -> Tensor:
+        return arm.alpha * (x @ run.wbar[i] + arm.eps / 2 * ((x @ run.M[i]) * x).sum(1))
 
     def kernel(one: Tensor) -> Tensor:
         return suff_kernel(one, X, run.wbar[0], run.M[0], arm.eps).double()
 
-    start = torch.zeros_like(y)
+    start = outputs(X, 0)
     learner = KernelLearner(kernel(X), start, Objective(start, y, "mse", "y"))
     lazy = kernel(new) @ learner.until(float(run.train[record]))
-    change = new @ run.wbar[record] + arm.eps / 2 * ((new @ (run.M[record] - run.M[0])) * new).sum(1)
-    return float(cosine_similarity(change.double(), lazy, dim=0))
+    return float(cosine_similarity((outputs(new, record) - outputs(new, 0)).double(), lazy, dim=0))
 
 
 def _meters(X: Tensor, y: Tensor, run: SuffTrajectory, eps: float) -> tuple[list[float], list[float]]:
