@@ -21,7 +21,7 @@ ROWS = {
     "cart-pole, positions: k = 1": {"mse": 0.25},
     "pendulum, full state: cloning proxy": {"mse": 2.5},
     "pendulum, full state: k = 1": {"mse": 0.25},
-    "ridge": {"mse": 0.5},
+    "ridge": {"score": 75.0},
     "cloning proxy": {"below_k1_low": 0.1},
     "self-training": {"score": 75.0},
 }
@@ -32,8 +32,8 @@ BROKEN = [
     ("k = 0", "mse", 0.74),
     ("cart-pole, positions: k = 0", "mse", 0.74),
     ("pendulum, full state: cloning proxy", "mse", 2.4),
-    ("ridge", "mse", 0.25),
     ("cloning proxy", "below_k1_low", 0.0),
+    ("ridge", "score", 75.1),
     ("self-training", "score", 75.1),
     (MAIN, "rank_correlation", 0.0),
 ]
@@ -50,7 +50,7 @@ def verdicts(change=None):
 def test_rows_that_just_meet_every_condition_hold():
     found = verdicts()
     assert len(found) == len(BROKEN)
-    assert [one["figure"] for one in found] == pytest.approx([0.1, 10, 10, 3, 3, 10, 2, 0.1, 5, 0.1])
+    assert [one["figure"] for one in found] == pytest.approx([0.1, 10, 10, 3, 3, 10, 0.1, 5, 5, 0.1])
     assert all(one["holds"] for one in found)
 
 
@@ -135,7 +135,7 @@ def test_evaluation_is_the_sum_of_rewards_of_each_agent():
     total = evaluate(lambda seen: force.expand(2, 4, 1), world, start, 2)
     for agent in range(2):
         state, expected = start, torch.zeros(4)
-        for _ in range(200):
+        for _ in range(300):
             state, reward, _ = world.step(state, force[agent, 0].expand(4))
             expected += reward
         torch.testing.assert_close(total[agent], expected)

@@ -159,6 +159,22 @@ def test_the_window_without_the_next_state_does_not_see_it():
     assert not torch.equal(model(x), model(other))
 
 
+def test_differences_are_the_same_window_in_other_coordinates():
+    x = inputs(k=2)[0]
+    mean, std, step = torch.tensor([[1.0, -2.0, 0.5], [2.0, 0.5, 1.5], [0.1, 0.3, 0.2]], dtype=torch.float64)
+    for next_state in (True, False):
+        model = make(k=2, differences=True, next_state=next_state)
+        model.set_standardiser(mean, std, step)
+        seen = x if next_state else x[:, :-1]
+        moves = [(seen[:, i + 1] - seen[:, i]) / (step + 1e-6) for i in range(seen.shape[1] - 1)]
+        expected = torch.cat([(x[:, 2] - mean) / (std + 1e-6), *moves], dim=1)
+        torch.testing.assert_close(model._features(x)[0], expected, atol=1e-6, rtol=1e-6)
+    with pytest.raises(ValueError, match="step must be given where differences=True"):
+        model.set_standardiser(mean, std)
+    with pytest.raises(ValueError, match=r"std must be \(3,\), got \(2,\)"):
+        model.set_standardiser(mean, std[:2], step)
+
+
 def test_a_deterministic_model_has_squared_errors_and_disagreement_alone():
     model, (x, a) = make(members=3, deterministic=True).eval(), inputs()
     unit = model(x)[:, 0].tanh()
@@ -271,7 +287,7 @@ def test_the_state_decides_everything_and_fits_its_own_configuration_alone():
     same = make(members=2, seed=5, low=-9.0, high=9.0)
     same.load_state_dict(model.state_dict())
     assert all(torch.equal(*pair) for pair in zip(model.predict(x), same.predict(x), strict=True))
-    for option in ({"pad": "zero-raw"}, {"parity": True}):
+    for option in ({"pad": "zero-raw"}, {"parity": True}, {"differences": True}):
         with pytest.raises(RuntimeError, match=f"{next(iter(option))} must be that of the saved model"):
             make(members=2, **option).load_state_dict(model.state_dict())
     with pytest.raises(RuntimeError, match="k must be that of the saved model: 1 there, 0 here"):

@@ -55,9 +55,11 @@ def test_without_a_final_observation_the_last_state_stands_twice_and_is_known_to
 def test_moments_are_those_of_all_observations_far_from_zero():
     episodes = linear_episodes((70000, 5), offset=1e6)
     states = np.concatenate([episode.observations for episode in episodes]).astype(np.float128)
-    mean, std = StateTable(episodes).moments()
+    mean, std, step = StateTable(episodes).moments()
     np.testing.assert_allclose(mean.numpy(), states.mean(0).astype(float), rtol=1e-14)
     np.testing.assert_allclose(std.numpy(), states.std(0).astype(float), rtol=1e-9)
+    moves = np.concatenate([episode.next_observations - episode.observations for episode in episodes])
+    np.testing.assert_allclose(step.numpy(), np.sqrt((moves**2).mean(0)), rtol=1e-9)
 
 
 def test_bad_windows_are_named():

@@ -26,7 +26,8 @@ from ssorl.windows import PADS
 
 LOG_STD_RANGE = (-5.0, 2.0)
 _EDGE = 1e-6  # how far an action stays from the ends of its range, which atanh maps to infinity
-_CONFIGURATION = ("k", "next_state", "pad", "parity", "discrete", "deterministic")
+_CONFIGURATION = ("k", "next_state", "pad", "parity", "discrete", "deterministic", "differences")
+_KEPT = ("center", "shift", "scale", "step_scale", "low", "high")  # in float32 at least
 
 
 class InverseDynamics(nn.Module):
@@ -51,6 +52,9 @@ class InverseDynamics(nn.Module):
         discrete: Whether actions are indices 0, ..., act_dim - 1.
         deterministic: Whether a continuous action is tanh(mu), and the loss its squared error in half ranges.
         next_state: False leaves s_{t+1} out: the behaviour-cloning proxy p(a_t | s_{t-k}, ..., s_t).
+        differences: Whether the network sees s_t and the differences of successive states, each standardised by its own
+            size, instead of the states: the same window in coordinates that a small network learns sooner where an
+            action moves the state little in one step. Not in the paper.
         pad: As in `windows`.
         parity: As in `windows`.
         network: Your own network instead: called as `network(in_features, out_features)` once for each member, it
@@ -72,6 +76,7 @@ class InverseDynamics(nn.Module):
     center: Tensor
     shift: Tensor
     scale: Tensor
+    step_scale: Tensor
     low: Tensor
     high: Tensor
     configuration: Tensor
@@ -90,6 +95,7 @@ class InverseDynamics(nn.Module):
         discrete: bool = False,
         deterministic: bool = False,
         next_state: bool = True,
+        differences: bool = False,
         pad: str = "edge",
         parity: bool = False,
         network: Callable[[int, int], nn.Module] | None = None,
@@ -103,7 +109,7 @@ class InverseDynamics(nn.Module):
         self.dropout = checked_share("dropout", dropout, zero=True, one=False)
         self.pad = checked_choice("pad", pad, PADS)
         self.discrete, self.deterministic = bool(discrete), bool(deterministic)
-        self.next_state, self.parity = bool(next_state), bool(parity)
+        self.next_state, self.parity, self.differences = bool(next_state), bool(parity), bool(differences)
         if self.discrete and self.deterministic:
             raise ValueError("deterministic must be False for discrete actions: their model is categorical")
         self._set_buffers(low, high)
@@ -241,8 +247,8 @@ class InverseDynamics(nn.Module):
             x = x + std * torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
         return self._to_range(x.tanh())
 
-    def set_standardiser(self, mean: Tensor, std: Tensor) -> None:
-        """Set what states are standardised by: (s - mean) / (std + 1e-6).
+    def set_standardiser(self, mean: Tensor, std: Tensor, step: Tensor | None = None) -> None:
+        """Set what states are standardised by: (s - mean) / (std + 1e-6); differences by s / (step + 1e-6).
 
         A column that does not vary, up to float32's rounding of its mean, is only centred. The official code divides
         it by 1e-6, so that rounding alone becomes a large input.
@@ -250,17 +256,26 @@ class InverseDynamics(nn.Module):
         Args:
             mean: (S,) of all states, labelled and not; float64 keeps an offset exact.
             std: (S,).
+            step: Root mean square of s_{t+1} - s_t, (S,), needed with `differences`.
+
+        Raises:
+            ValueError: If a shape is another, or `step` is missing.
         """
-        if mean.shape != (self.obs_dim,) or std.shape != (self.obs_dim,):
-            raise ValueError(
-                f"mean and std must be ({self.obs_dim},), got {tuple(mean.shape)}, {tuple(std.shape)}"
-            )
-        mean, std = mean.double().cpu(), std.double().cpu()
-        constant = std <= 4 * torch.finfo(torch.float32).eps * mean.abs()
+        if step is None:
+            if self.differences:
+                raise ValueError("step must be given where differences=True, got None")
+            step = std
+        for name, value in (("mean", mean), ("std", std), ("step", step)):
+            if value.shape != (self.obs_dim,):
+                raise ValueError(f"{name} must be ({self.obs_dim},), got {tuple(value.shape)}")
+        mean = mean.double().cpu()
+        rounding = 4 * torch.finfo(torch.float32).eps * mean.abs()
         center = mean.float()
         self.center.copy_(center)
         self.shift.copy_(mean - center.double())
-        self.scale.copy_(torch.where(constant, torch.ones_like(std), std + 1e-6))
+        for scale, value in ((self.scale, std), (self.step_scale, step)):
+            size = value.double().cpu()
+            scale.copy_(torch.where(size <= rounding, torch.ones_like(size), size + 1e-6))
 
     def member_state(self) -> list[Tensor]:
         """Return a copy of all weights and buffers that belong to members."""
@@ -292,8 +307,11 @@ class InverseDynamics(nn.Module):
             raise ValueError(f"windows must have {self.members} members in front, got {tuple(windows.shape)}")
         windows = windows if windows.is_floating_point() else windows.to(self.center.dtype)
         windows = windows if windows.dtype.itemsize >= 4 else windows.float()
+        windows = windows if self.next_state else windows[..., :-1, :]
         states = (windows - self.center.to(windows.dtype) - self.shift.to(windows.dtype)) / self.scale
-        states = states if self.next_state else states[..., :-1, :]
+        if self.differences:
+            now = states[..., self.k : self.k + 1, :]
+            states = torch.cat([now, windows.diff(dim=-2) / self.step_scale], dim=-2)
         features = states.flatten(-2)
         return features if features.dim() == 3 else features.unsqueeze(0)
 
@@ -390,14 +408,16 @@ class InverseDynamics(nn.Module):
         self.register_buffer("center", torch.zeros(self.obs_dim))
         self.register_buffer("shift", torch.zeros(self.obs_dim))
         self.register_buffer("scale", torch.ones(self.obs_dim))
+        self.register_buffer("step_scale", torch.ones(self.obs_dim))
         self.register_buffer("configuration", torch.tensor(self._configured()))
 
     def _configured(self) -> list[int]:
-        return [self.k, self.next_state, PADS.index(self.pad), self.parity, self.discrete, self.deterministic]
+        flags = (self.discrete, self.deterministic, self.differences)
+        return [self.k, int(self.next_state), PADS.index(self.pad), int(self.parity), *map(int, flags)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InverseDynamics:
         """Keep the standardiser and the range in float32 where weights become bfloat16 or float16."""
-        before = {name: getattr(self, name) for name in ("center", "shift", "scale", "low", "high")}
+        before = {name: getattr(self, name) for name in _KEPT}
         super()._apply(fn, recurse)
         for name, kept in before.items():
             moved = getattr(self, name)

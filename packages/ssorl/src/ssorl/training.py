@@ -120,9 +120,8 @@ def fit_idm(
     held = _labelled_rows(table, validation, model)
     if len(validation) and len(held) == 0:
         raise ValueError("val_fraction must hold out a step with a known successor; 0 holds out none")
-    mean, std = table.moments()
     with torch.no_grad():
-        model.set_standardiser(mean, std)
+        model.set_standardiser(*table.moments())
     data = _Data(model, table)
     best = _Best(model)
     curve: list[tuple[int, float, float | None]] = []

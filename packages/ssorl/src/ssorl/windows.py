@@ -101,18 +101,22 @@ class StateTable:
         cut = torch.tensor([episode.next_observations is None for episode in self.episodes])
         return ~(last & cut[self.episode])
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of all observations in float64, (S,), final ones left out as in the official code."""
-        final = torch.zeros(len(self.states), dtype=torch.bool)
-        final[self.start + self.length] = True
-        total = torch.zeros(self.states.shape[1], dtype=torch.float64)
-        for states, ends in zip(self.states.split(_ROWS), final.split(_ROWS), strict=True):
-            total += states[~ends].double().sum(0)
+    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and deviation of all observations, and the root mean square of steps between them, (S,) in float64.
+
+        Final observations count in the steps alone, as in the official code.
+        """
+        total, squares, moved = (torch.zeros(self.states.shape[1], dtype=torch.float64) for _ in range(3))
+        pieces = [rows + self.episode[rows] for rows in torch.arange(self.num_steps).split(_ROWS)]
+        for place in pieces:
+            total += self.states[place].double().sum(0)
         mean = total / self.num_steps
-        squares = torch.zeros_like(total)
-        for states, ends in zip(self.states.split(_ROWS), final.split(_ROWS), strict=True):
-            squares += (states[~ends].double() - mean).square().sum(0)
-        return mean, (squares / self.num_steps).sqrt()
+        for place in pieces:
+            now = self.states[place].double()
+            squares += (now - mean).square().sum(0)
+            moved += (self.states[place + 1].double() - now).square().sum(0)
+        followed = max(int(self.followed().sum()), 1)
+        return mean, (squares / self.num_steps).sqrt(), (moved / followed).sqrt()
 
 
 def _joined(parts: Sequence[Array]) -> Tensor:

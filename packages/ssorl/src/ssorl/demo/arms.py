@@ -29,6 +29,7 @@ OTHERS = {  # further ways to label, and how many agents learn from each
     "k = 0": 2,
     "k = 2": 1,
     "k = 3": 1,
+    "k = 1, states": 1,
     "deterministic": 1,
     "self-training": 2,
     "cloning proxy": 2,
@@ -57,11 +58,11 @@ class Size:
         """Return what is needed to judge fairness."""
         return {
             "data": f"{self.episodes} episodes of at most 100 decisions each of pendulum and cart-pole swing-up, "
-            "gymnasium's equations, an action held for 2 of their steps; policies between uniformly random and a "
+            "gymnasium's equations, an action held for 3 and 2 of their steps; policies between uniformly random and a "
             "controller, a level drawn for each; 10 % of the "
             f"episodes labelled, from the lowest {', '.join(f'{100 * t:.0f}' for t in THRESHOLDS)} % of returns; "
             "positions rounded to 1e-3, or full state",
-            "model": f"inverse dynamics {self.budget.hidden}, {self.budget.members} members; TD3+BC "
+            "model": f"inverse dynamics {self.budget.hidden}, {self.budget.members} members, on differences; TD3+BC "
             f"{self.schedule.hidden} on the last two observations",
             "budget": f"{self.budget.steps} updates of {self.budget.batch_size} an inverse model, best on held-out "
             f"trajectories kept; {self.schedule.updates} updates of {self.schedule.batch_size} an agent; "
@@ -71,7 +72,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(20, Budget(8, 64, (16,), 2), Schedule(8, 32, (16, 16), 4), 1),
-    "laptop": Size(300, Budget(1200, 128, (64, 64), 2), Schedule(2000, 128, (64, 64), 60), 2),
+    "laptop": Size(300, Budget(1200, 128, (64, 64), 2), Schedule(2500, 128, (64, 64), 60), 3),
 }
 
 
@@ -79,7 +80,7 @@ def label_study(size: Size, generator: torch.Generator, report: Progress) -> lis
     """Return a row for each other environment and observation and each way to label."""
     plans: tuple[tuple[World, bool, tuple[str, ...]], ...] = (
         (Pendulum(), False, ("k = 1", "k = 0", "cloning proxy", "ridge", "constant")),
-        (CartPole(), True, ("k = 1", "k = 0", "k = 2", "ridge", "constant")),
+        (CartPole(), True, ("k = 1", "k = 0", "k = 2", "k = 1, states", "ridge", "constant")),
         (CartPole(), False, ("k = 1", "k = 0", "ridge", "constant")),
     )
     rows: list[Row] = []
@@ -104,6 +105,7 @@ def _label(
     named: dict[str, dict[str, Any]] = {
         "cloning proxy": {"next_state": False},
         "deterministic": {"deterministic": True},
+        "k = 1, states": {"differences": False},
         "self-training": {"rounds": 2},
     }
     options = named[way] if way in named else {"k": int(way[-1])}
@@ -130,9 +132,11 @@ def return_study(
 
     for place, threshold in enumerate(THRESHOLDS):
         split = coupled_split(logs.returns, 0.1, threshold, generator)
-        origin, judged = f"from lowest {100 * threshold:.0f} %", size.seeds if threshold == MAIN else 1
+        origin, judged = f"from lowest {100 * threshold:.0f} %", size.seeds if threshold in (MAIN, 1) else 1
         for alpha in ALPHAS if threshold == MAIN else (2.5,):
-            agents.extend([Agent(f"{ONLY}, {origin}", 0, split.labelled, alpha)] * judged)
+            agents.extend(
+                [Agent(f"{ONLY}, {origin}", 0, split.labelled, alpha)] * (judged if threshold == MAIN else 1)
+            )
         main = _label("k = 1", truth, split, size.budget, generator)
         add(f"k = 1, labelled {origin}", main, judged)
         if threshold == MAIN:
@@ -202,9 +206,9 @@ def _return_rows(
 def _role(name: str) -> str:
     if name in (FULL, "random actions"):
         return "reference"
-    if name.startswith(ONLY) or name in ("cloning proxy", "ridge", "constant"):
+    if name.startswith(ONLY) or name.split(": ")[-1] in ("cloning proxy", "ridge", "constant"):
         return "baseline"
-    if name == "k = 1" or "labelled from" in name:
+    if name.endswith(": k = 1") or "labelled from" in name:
         return "method"
     return "ablation"
 

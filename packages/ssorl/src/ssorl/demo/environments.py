@@ -64,7 +64,7 @@ class Pendulum:
 
     name = "pendulum"
     num_steps = 100
-    frame_skip = 2
+    frame_skip = 3
 
     def reset(self, num: int, generator: torch.Generator) -> Tensor:
         """Return angle and speed (num, 2), uniform as gymnasium draws them."""

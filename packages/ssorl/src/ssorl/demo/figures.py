@@ -45,7 +45,9 @@ def curves(earned: Sequence[Row], labelled: Sequence[Row], scatter: tuple[Tensor
     for world in ("pendulum", "cart-pole"):
         start = f"{world}, positions: k = "
         found = {
-            float(key.removeprefix(start)): value for key, value in error.items() if key.startswith(start)
+            float(key.removeprefix(start)): value
+            for key, value in error.items()
+            if key.startswith(start) and "," not in key.removeprefix(start)
         }
         sweep[world] = {"x": sorted(found), "y": [found[x] for x in sorted(found)]}
     return [

@@ -63,14 +63,14 @@ def conditions(rows: Sequence[Row]) -> list[Row]:
             ">= 10 x",
         ),
         _condition(
-            "positions only: ridge regression's label error is above that of k = 1, pendulum",
-            lambda: ratio("ridge", main),
-            "> 1 x",
-        ),
-        _condition(
             "proxy labels of k = 1 earn more than those of a cloning proxy (low end of the 95 % interval)",
             lambda: of["cloning proxy", "below_k1_low"],
             "> 0 points",
+        ),
+        _condition(
+            "labels by ridge regression on products of the window's states earn little more than those of k = 1",
+            lambda: of["ridge", "score"] - of[main, "score"],
+            "<= 5 points",
         ),
         _condition(
             "self-training gives no large gain over k = 1",

@@ -28,6 +28,7 @@ class Budget:
         members: Models in an ensemble.
         learning_rate: Of Adam.
         dropout: Before the last layer.
+        differences: Whether networks see differences of states.
     """
 
     steps: int
@@ -36,6 +37,7 @@ class Budget:
     members: int
     learning_rate: float = 5e-3
     dropout: float = 0.0
+    differences: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def neural(
     next_state: bool = True,
     deterministic: bool = False,
     rounds: int = 1,
+    differences: bool | None = None,
 ) -> Labels:
     """Fit an inverse dynamics model, or in several rounds on its own labels, and label with it."""
     given = hide_actions(truth, split.labelled)
@@ -80,6 +83,7 @@ def neural(
             k,
             budget.hidden,
             dropout=budget.dropout,
+            differences=budget.differences if differences is None else differences,
             members=budget.members,
             next_state=next_state,
             deterministic=deterministic,
