@@ -113,6 +113,20 @@ class ComplexityTracker:
         self.steps.append(step)
         return {name: float(means[-1].sum()) for name, means in self._layer_means.items()}
 
+    def update_once(self, step: int) -> dict[str, float]:
+        """Measure if `step` is scheduled and beyond the last one measured, for loops that come to a step twice.
+
+        Batches whose gradients are accumulated leave the step as it is, and a run that is resumed begins with one that
+        has been measured.
+
+        Args:
+            step: The number of optimizer steps made.
+
+        Returns:
+            As `update`.
+        """
+        return {} if self.steps and step <= self.steps[-1] else self.update(step)
+
     def values(self, name: str) -> Tensor:
         """(T,) mean local complexity of a set at each of `steps`."""
         return self.layers(name).sum(1)

@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from neuralcollapse.flow import CentralPath, central_path
+from neuralcollapse.history import CollapseHistory
 from neuralcollapse.meter import NCMeter
 from neuralcollapse.metrics import cdnv, nc1, nc2, nc3, nc4, nc5, norm_variation
 from neuralcollapse.model import (
@@ -21,6 +22,7 @@ from neuralcollapse.transfer import BlockSpectrum, predicted_spectrum, transfer,
 __all__ = [
     "BlockSpectrum",
     "CentralPath",
+    "CollapseHistory",
     "NCMeter",
     "NCReport",
     "SecondPass",
