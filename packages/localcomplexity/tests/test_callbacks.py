@@ -4,11 +4,12 @@ import pytest
 import torch
 import transformers
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import nn
+from torch.utils.data import DataLoader
+
 from localcomplexity import ComplexityTracker, LocalComplexity
 from localcomplexity.huggingface import ComplexityCallback as HuggingFaceCallback
 from localcomplexity.lightning import ComplexityCallback as LightningCallback
-from torch import nn
-from torch.utils.data import DataLoader
 
 POINTS = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(20) % 3

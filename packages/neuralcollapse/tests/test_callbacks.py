@@ -3,11 +3,12 @@
 import torch
 import transformers
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import nn
+from torch.utils.data import DataLoader
+
 from neuralcollapse import NCMeter
 from neuralcollapse.huggingface import CollapseCallback as HuggingFaceCallback
 from neuralcollapse.lightning import CollapseCallback as LightningCallback
-from torch import nn
-from torch.utils.data import DataLoader
 
 
 def samples(num=24, classes=3):

@@ -19,8 +19,8 @@ except ImportError as error:  # pragma: no cover
 class ComplexityCallback(Callback):
     """Measure at the tracker's scheduled steps: `Trainer(callbacks=[ComplexityCallback(tracker)])`.
 
-    The numbers are logged by the module, as `local_complexity/<set>`; the tracker has those of each layer, and goes into
-    Lightning's checkpoints. Training is the same with it and without. Every rank measures for itself.
+    The numbers are logged by the module, as `local_complexity/<set>`; the tracker has those of each layer, and goes
+    into Lightning's checkpoints. Training is the same with it and without. Every rank measures for itself.
 
     Args:
         tracker: Of a probe on the `LightningModule`, or on the network in it.

@@ -19,12 +19,12 @@ except ImportError as error:  # pragma: no cover
 class CollapseCallback(TrainerCallback):
     """Measure collapse at the end of epochs: `Trainer(..., callbacks=[CollapseCallback(loader, head="score")])`.
 
-    The numbers go to `state.log_history`, beside the losses, as `collapse/<layer>/<metric>`; `history.rows` has them as a
-    table. Training is the same with it and without.
+    The numbers go to `state.log_history`, beside the losses, as `collapse/<layer>/<metric>`; `history.rows` has them
+    as a table. Training is the same with it and without.
 
     Args:
-        loader: The samples to measure, in batches of mappings with `"labels"`, or of pairs. It must give the same samples
-            twice: no augmentation. Where ranks share the training, each gives its own part.
+        loader: The samples to measure, in batches of mappings with `"labels"`, or of pairs. It must give the same
+            samples twice: no augmentation. Where ranks share the training, each gives its own part.
         layers: As in `NCMeter`.
         head: As in `NCMeter`: the last linear layer, `"classifier"` or `"score"` in most models.
         **options: Of `CollapseHistory` and `NCMeter`, such as `every=5`, `pool="token_mean"`, `passes=1`.
