@@ -48,6 +48,30 @@ def checked_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return str(value)
 
 
+def as_tensor(name: str, values: Any) -> Tensor:
+    """Return numbers as a tensor; arrays that torch cannot share (read-only, reversed, of objects) are copied.
+
+    Args:
+        name: What they are called.
+        values: A tensor, an array or a sequence.
+
+    Returns:
+        The tensor itself, or a tensor of the array's numbers.
+    """
+    if isinstance(values, Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        array = np.array(array.tolist()) if array.dtype == object else array
+    except ValueError:
+        raise ValueError(f"{name} must have rows of equal length") from None
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{name} must hold numbers or booleans, got {array.dtype} values")
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
+    return torch.as_tensor(array)
+
+
 def checked_flags(name: str, values: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     """Return flags as a boolean tensor; anything but booleans and exact zeros and ones is refused.
 
@@ -59,7 +83,7 @@ def checked_flags(name: str, values: Any, shape: tuple[int, ...] | None = None) 
     Returns:
         A boolean tensor on the device of `values`.
     """
-    flags = torch.as_tensor(values) if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    flags = as_tensor(name, values)
     if flags.dtype != torch.bool:
         if flags.is_complex() or not bool(((flags == 0) | (flags == 1)).all()):
             raise ValueError(f"{name} must be booleans (or zeros and ones), got {flags.dtype} values")

@@ -68,7 +68,7 @@ class InterventionController:
             raise ValueError(
                 f"n_steps must be None for a {type(supervisor).__name__}, which lets go by itself, got {n_steps!r}"
             )
-        self.supervisor = supervisor
+        self.supervisor = supervisor.fresh()
         self.num_envs = checked_integer("num_envs", num_envs, 1)
         self.n_steps = supervisor.n_steps if n_steps is None else checked_integer("n_steps", n_steps, 1)
         self.label_only = bool(label_only)
@@ -96,7 +96,7 @@ class InterventionController:
         observation: Any,
         action: Tensor,
         *,
-        valid: Tensor | None = None,
+        valid: Any = None,
         generator: torch.Generator | None = None,
     ) -> Decision:
         """Decide one step.
@@ -112,7 +112,8 @@ class InterventionController:
             The decision, on the device of `action`.
 
         Raises:
-            ValueError: If `action` does not have N rows, or the supervisor's answer is not boolean (N,) and (N, *A).
+            ValueError: If `action` does not have N rows, `valid` is not boolean (N,), or the supervisor's answer is not
+                boolean (N,) and (N, *A).
         """
         if action.ndim < 1 or len(action) != self.num_envs:
             raise ValueError(f"action must have {self.num_envs} rows, got the shape {tuple(action.shape)}")
@@ -123,18 +124,26 @@ class InterventionController:
                 f"supervisor must return boolean flags ({self.num_envs},) and actions {tuple(action.shape)}, "
                 f"got {take.dtype} {tuple(take.shape)} and {tuple(own.shape)}"
             )
-        intervened = self._held(take.to(action.device))
-        if valid is not None:
-            intervened = intervened & valid
+        here = self._here(valid)
+        intervened = self._held(take.to(action.device) & here) & here
         takeover = intervened & ~self._was
         caused = takeover & self._started
         self._was = intervened
-        self._started = torch.ones_like(intervened) if valid is None else self._started | valid
+        self._started = self._started | here
         executed = action
         if not self.label_only:
-            here = intervened.view(-1, *[1] * (action.ndim - 1))
-            executed = torch.where(here, own.to(action), action)
+            rows = intervened.view(-1, *[1] * (action.ndim - 1))
+            executed = torch.where(rows, own.to(action), action)
         return Decision(executed, intervened, takeover, caused)
+
+    def _here(self, valid: Any) -> Tensor:
+        """Where this is a step; what the supervisor remembers of the other rows was of no episode."""
+        if valid is None:
+            return torch.ones_like(self._was)
+        here = checked_flags("valid", valid, (self.num_envs,)).to(self._was.device)
+        if not bool(here.all()):
+            self.supervisor.reset(~here)
+        return here
 
     def _held(self, take: Tensor) -> Tensor:
         """Make take-overs last `n_steps`, with a step of the policy after each."""

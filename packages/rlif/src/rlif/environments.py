@@ -113,11 +113,11 @@ class InterventionEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
 
         Raises:
             ResetNeeded: Before `reset`, and after the episode ended.
-            ValueError: If the supervisor's action is outside the action space.
+            ValueError: If the policy's action does not have the space's shape, or the supervisor's is outside it.
         """
         if self._observation is None:
             raise ResetNeeded("step() needs a reset() before it: no episode is running")
-        proposed = _tensor(action, self.action_space)[None]
+        proposed = torch.as_tensor(_array("action", action, self.action_space))[None]
         decision = self.controller.decide(self._observation, proposed, generator=self._generator)
         intervened = bool(decision.intervened[0])
         executed = action
@@ -127,7 +127,7 @@ class InterventionEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         self._observation = None if terminated or truncated else _batch_of_one(observation)
         previous = -self.penalty if bool(decision.caused[0]) else 0.0
         own = {
-            "executed_action": np.array(executed, dtype=self.action_space.dtype),
+            "executed_action": _array("action", executed, self.action_space),
             "intervened": intervened,
             "takeover": bool(decision.takeover[0]),
             "previous_reward": previous,
@@ -223,13 +223,12 @@ class InterventionVectorEnv(VectorWrapper):
 
         Raises:
             ResetNeeded: Before `reset`, or with `DISABLED` where an ended environment was not reset.
-            ValueError: If the supervisor's action is outside the action space, or a final observation is missing.
+            ValueError: If the actions do not have the space's shape, the supervisor's is outside the space, or a final
+                observation is missing.
         """
         valid = self._begin()
-        proposed = _tensor(actions, self.action_space)
-        decision = self.controller.decide(
-            self._observation, proposed, valid=torch.as_tensor(valid), generator=self._generator
-        )
+        proposed = torch.as_tensor(_array("actions", actions, self.action_space))
+        decision = self.controller.decide(self._observation, proposed, valid=valid, generator=self._generator)
         intervened = decision.intervened.cpu().numpy()
         executed = self._executed(actions, decision, intervened)
         observation, reward, terminated, truncated, info = self.env.step(executed)
@@ -240,7 +239,7 @@ class InterventionVectorEnv(VectorWrapper):
         self._observation = tree_map(_copied, observation)
         previous = np.where(decision.caused.cpu().numpy(), -self.penalty, 0.0)
         own = {
-            "executed_action": np.array(executed, dtype=self.action_space.dtype),
+            "executed_action": _array("actions", executed, self.action_space),
             "intervened": intervened,
             "takeover": decision.takeover.cpu().numpy(),
             "previous_reward": previous,
@@ -249,7 +248,8 @@ class InterventionVectorEnv(VectorWrapper):
             "next_observation": following,
         }
         shown = {"intervention": previous.copy(), "env": reward, "both": reward + previous}[self.reward]
-        return observation, shown, terminated, truncated, {**info, **_masked(own, self.num_envs)}
+        everywhere = {"_" + key: np.ones(self.num_envs, dtype=bool) for key in own}
+        return observation, shown, terminated, truncated, {**info, **own, **everywhere}
 
     def _begin(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which environments take a step of an episode now."""
@@ -269,7 +269,7 @@ class InterventionVectorEnv(VectorWrapper):
         if self.controller.label_only or not intervened.any():
             return actions
         rows = np.flatnonzero(intervened)
-        executed = np.array(actions, dtype=self.action_space.dtype)
+        executed = _array("actions", actions, self.action_space)
         own = decision.action.cpu().numpy().astype(executed.dtype)
         for row in rows[[not _inside(self.single_action_space, own[row]) for row in rows]][:1]:
             _refuse(own[row], self.single_action_space)
@@ -331,8 +331,14 @@ def _seeded(generator: torch.Generator | None, seed: Any) -> torch.Generator:
     return generator
 
 
-def _tensor(action: Any, space: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(action, dtype=space.dtype))
+def _array(name: str, action: Any, space: Any) -> np.ndarray[Any, Any]:
+    """A copy of the policy's action or actions, as the space has them."""
+    found = np.array(
+        action.detach().cpu().numpy() if isinstance(action, Tensor) else action, dtype=space.dtype
+    )
+    if found.shape != space.shape:
+        raise ValueError(f"{name} must have the shape {space.shape}, got {found.shape}")
+    return found
 
 
 def _batch_of_one(observation: Any) -> Any:
@@ -371,12 +377,3 @@ def _write(target: Any, row: int, value: Any) -> None:
             _write(part, row, one)
     else:
         target[row] = value
-
-
-def _masked(values: dict[str, Any], count: int) -> dict[str, Any]:
-    """Infos of a vector environment: each key has a mask of the environments that have it."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found[key] = _masked(value, count) if isinstance(value, dict) else value
-        found["_" + key] = np.ones(count, dtype=bool)
-    return found

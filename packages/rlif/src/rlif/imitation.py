@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, TanhTransform, TransformedDistribution
 
-from rlif._checks import checked_flags, checked_float
+from rlif._checks import as_tensor, checked_flags, checked_float
 from rlif.supervisors import Policy
 
 
@@ -56,13 +56,14 @@ def aggregate_dagger(
         [[-1.0], [-1.0], [-1.0]]
     """
     fraction = checked_float("fraction", fraction, 0, 1)
-    device = observation.device if generator is None else generator.device
-    chosen = (
-        torch.rand(len(observation), generator=generator, device=device).to(observation.device) < fraction
-    )
-    states = observation[chosen].detach()
+    visited = as_tensor("observation", observation).detach()
+    device = visited.device if generator is None else generator.device
+    drawn = torch.rand(len(visited), generator=generator, device=device).to(visited.device)
+    states = visited[drawn < fraction]
+    if not len(states):
+        return data
     with torch.no_grad():
-        labels = torch.as_tensor(expert(states))
+        labels = as_tensor("what expert returns", expert(states))
     return _joined(data, states, labels)
 
 
@@ -87,11 +88,14 @@ def aggregate_hg_dagger(
     Raises:
         ValueError: If the flags are not boolean, or shapes do not go together.
     """
-    flags = checked_flags("intervened", intervened, (len(observation),)).to(observation.device)
-    if len(action) != len(observation):
-        raise ValueError(f"action must have {len(observation)} rows, as observation has, got {len(action)}")
+    states, executed = (
+        as_tensor(name, part).detach() for name, part in (("observation", observation), ("action", action))
+    )
+    flags = checked_flags("intervened", intervened, (len(states),)).to(states.device)
+    if len(executed) != len(states):
+        raise ValueError(f"action must have {len(states)} rows, as observation has, got {len(executed)}")
     kept = flags if only_expert else torch.ones_like(flags)
-    return _joined(data, observation[kept].detach(), action[kept].detach())
+    return _joined(data, states[kept], executed[kept])
 
 
 def bc_loss(
@@ -106,10 +110,10 @@ def bc_loss(
         distribution: A torch distribution over actions, batch (B,) or (B, *A), or anything with its `log_prob`.
         action: Actions (B, *A).
         clip: Largest absolute action of a tanh-squashed distribution, in (0, 1).
-        weight: Weights (B,), at least 0, such as a mask of padding; their sum must be above 0.
+        weight: Weights (B,), at least 0, such as a mask of padding.
 
     Returns:
-        A scalar.
+        A scalar; 0 without any pair that counts.
 
     Raises:
         ValueError: If `clip` is outside (0, 1) or shapes do not go together.
@@ -126,18 +130,28 @@ def bc_loss(
     if isinstance(distribution, TransformedDistribution) and any(
         isinstance(transform, TanhTransform) for transform in distribution.transforms
     ):
+        if action.dtype in (torch.float16, torch.bfloat16):  # where 0.999 may be 1
+            action = action.float()
         action = action.clamp(-clip, clip)
     if isinstance(distribution, Distribution):
         wanted = distribution.batch_shape + distribution.event_shape
         if action.shape != wanted:
             raise ValueError(f"action must have the shape {tuple(wanted)}, got {tuple(action.shape)}")
-    log_prob = distribution.log_prob(action)
-    log_prob = log_prob.reshape(len(action), -1).sum(1)
     if weight is None:
-        return -log_prob.mean()
-    if weight.shape != log_prob.shape:
-        raise ValueError(f"weight must have the shape {tuple(log_prob.shape)}, got {tuple(weight.shape)}")
-    return -(weight * torch.where(weight > 0, log_prob, 0.0)).sum() / weight.sum()
+        return -_by_row(distribution.log_prob(action)).sum() / max(len(action), 1)
+    if weight.shape != action.shape[:1]:
+        raise ValueError(f"weight must have the shape ({len(action)},), got {tuple(weight.shape)}")
+    counts = weight > 0
+    if len(action):  # a finite action in place of padding, whose gradient would be NaN
+        rows = counts.view(-1, *[1] * (action.ndim - 1))
+        action = torch.where(rows, action, action[counts.int().argmax()])
+    log_prob = torch.where(counts, _by_row(distribution.log_prob(action)), 0.0)
+    total = (weight * log_prob).sum()
+    return -total / torch.where(counts.any(), weight.sum(), 1)
+
+
+def _by_row(log_prob: Tensor) -> Tensor:
+    return log_prob.flatten(1).sum(1) if log_prob.ndim > 1 else log_prob
 
 
 def _joined(data: Demonstrations, observation: Tensor, action: Tensor) -> Demonstrations:
@@ -146,6 +160,8 @@ def _joined(data: Demonstrations, observation: Tensor, action: Tensor) -> Demons
             raise ValueError(
                 f"{name} must have rows of the shape {tuple(old.shape[1:])}, got {tuple(new.shape[1:])}"
             )
+        if new.is_floating_point() and not old.is_floating_point():
+            raise ValueError(f"{name} must be of {old.dtype}, as data is, got {new.dtype}")
     if len(observation) != len(action):
         raise ValueError(f"action must have {len(observation)} rows, as observation has, got {len(action)}")
     return Demonstrations(

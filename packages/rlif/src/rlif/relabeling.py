@@ -160,7 +160,7 @@ class InterventionRelabeler:
             episode ended. `for transition in push(...): buffer.add(*transition)` is all there is to do.
 
         Raises:
-            ValueError: If flags are not boolean or have another shape.
+            ValueError: If flags are not boolean or have another shape, or something does not have N rows.
             RuntimeError: After `flush` without `reset`.
         """
         if self._flushed:
@@ -172,8 +172,11 @@ class InterventionRelabeler:
         self._live, self._flags = self._live.to(flags.device), self._flags.to(flags.device)
         found = self._complete(flags, here)
         self._pending = Transition(
-            *(tree_map(_copied, part) for part in (observation, action, None, next_observation)),
-            *(_copied(part) for part in (terminated, truncated, intervened)),
+            self._held("observation", observation),
+            self._held("action", action),
+            None,
+            self._held("next_observation", next_observation),
+            *(self._held_flags(part) for part in (terminated, truncated, intervened)),
         )
         self._live, self._flags = here, flags
         if self.store == "all":
@@ -230,6 +233,22 @@ class InterventionRelabeler:
         if len(index) < len(kept) or not _all_rows(found):
             found = Transition(*(tree_map(lambda leaf: _picked(leaf, index), part) for part in found))
         return [found._replace(reward=rewards, env_index=numbers)]
+
+    def _held(self, name: str, value: Any) -> Any:
+        """A copy of one part of the step, with N rows if there are several environments."""
+        if self.num_envs is None:
+            return tree_map(_copied, value)
+        return tree_map(lambda leaf: self._with_rows(name, leaf), value)
+
+    def _with_rows(self, name: str, leaf: Any) -> Any:
+        found = np.array(leaf) if isinstance(leaf, list) else _copied(leaf)
+        if isinstance(found, Tensor | np.ndarray) and found.ndim and len(found) != self.num_envs:
+            raise ValueError(f"{name} must have {self.num_envs} rows, got the shape {tuple(found.shape)}")
+        return found
+
+    def _held_flags(self, value: Any) -> Any:
+        found = np.array(value) if isinstance(value, list) else _copied(value)
+        return found if self.num_envs is None or np.ndim(found) < 2 else found[:, 0]
 
     def _vector(self, name: str, value: Any) -> Tensor:
         flags = checked_flags(name, value)

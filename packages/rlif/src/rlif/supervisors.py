@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlif._checks import checked_choice, checked_float, checked_integer
+from rlif._checks import as_tensor, checked_choice, checked_float, checked_integer
 
 Policy = Callable[[Any], Any]
 """Observations of N environments to their N actions."""
@@ -21,7 +22,7 @@ Policy = Callable[[Any], Any]
 class Supervisor(ABC):
     """What decides, for N environments at once, where a take-over happens and what is done there.
 
-    Subclass it for a strategy of your own: one `__call__`, and `reset` if it remembers something.
+    Subclass it for a strategy of your own: one `__call__`, and `reset` and `fresh` if it remembers something.
 
     Attributes:
         n_steps: Steps that a take-over lasts; control then goes back to the policy, which acts at least once before
@@ -47,6 +48,14 @@ class Supervisor(ABC):
         Returns:
             `take` (N,), boolean, where a take-over shall begin or go on, and the supervisor's actions (N, *A).
         """
+
+    def fresh(self) -> Supervisor:
+        """Give whom one more set of environments shall ask: itself, or a copy if it remembers its environments.
+
+        Returns:
+            A supervisor with nothing remembered.
+        """
+        return self
 
     def reset(self, rows: Tensor) -> None:  # noqa: B027 - most supervisors remember nothing
         """Forget what was remembered of environments whose episode ended.
@@ -87,7 +96,7 @@ class CallableSupervisor(Supervisor):
     ) -> tuple[Tensor, Tensor]:
         """See `Supervisor`."""
         given = [self.device(_row(observation, index)) for index in range(len(action))]
-        executed = action.clone()
+        executed = action.detach().clone()
         for index, value in enumerate(given):
             if value is not None:
                 executed[index] = self._checked(value, executed[index])
@@ -96,14 +105,11 @@ class CallableSupervisor(Supervisor):
 
     @staticmethod
     def _checked(value: Any, like: Tensor) -> Tensor:
-        found = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value))
-        if found.shape != like.shape:
+        if isinstance(value, bool | np.bool_):
             raise ValueError(
-                f"device must return None or an action of the shape {tuple(like.shape)}, got {tuple(found.shape)}"
+                f"device must return None, to leave the policy in control, or an action, got {value}"
             )
-        if like.dtype != torch.bool and not like.is_floating_point() and found.is_floating_point():
-            raise ValueError(f"device must return an action of {like.dtype}, got {found.dtype}")
-        return found.to(like)
+        return _as_actions("device", "None or an action", value, like)
 
 
 class RandomSupervisor(Supervisor):
@@ -131,8 +137,9 @@ class RandomSupervisor(Supervisor):
 class ScheduleSupervisor(Supervisor):
     """Takes over after U{1..wait} steps for U{low..high} steps, whatever the policy does: HG-DAgger's sampler [code].
 
-    The official levels are (wait, low, high) = (10, 1, 5), (5, 3, 7), (2, 4, 8) and (1, 12, 16). The wait is drawn when
-    the policy is in control for the first time, at the start or after a take-over.
+    The official levels are (wait, low, high) = (10, 1, 5), (5, 3, 7), (2, 4, 8) and (1, 12, 16). The wait is drawn at
+    the policy's first step, at the start or after a take-over; the official loop draws it one step later after a
+    take-over. It remembers its environments: every environment or controller asks a copy of its own.
 
     Args:
         policy: The supervisor's own policy, observations (N, S) to actions (N, *A).
@@ -145,7 +152,10 @@ class ScheduleSupervisor(Supervisor):
     def __init__(self, policy: Policy, wait: int = 10, length: tuple[int, int] = (1, 5)) -> None:
         self.policy = policy
         self.wait = checked_integer("wait", wait, 1)
-        low, high = length
+        try:
+            low, high = length
+        except (TypeError, ValueError):
+            raise ValueError(f"length must be two integers (low, high), got {length!r}") from None
         self.length = (checked_integer("length[0]", low, 1), checked_integer("length[1]", high, low))
         self._left: Tensor | None = (
             None  # > 0: steps of the take-over left; < 0: steps until it; 0: to be drawn
@@ -165,6 +175,12 @@ class ScheduleSupervisor(Supervisor):
         take = left > 0
         self._left = left - take.long()
         return take, own
+
+    def fresh(self) -> ScheduleSupervisor:
+        """Give a copy that has drawn nothing yet."""
+        found = copy.copy(self)
+        found._left = None
+        return found
 
     def reset(self, rows: Tensor) -> None:
         """Draw anew for these environments."""
@@ -287,6 +303,9 @@ class ActionDistanceSupervisor(Supervisor):
         threshold: Largest sum |a - a_expert| that is let through.
         beta: Probability in [0, 1] of doing what the rule says; 0.95 is 5 % of mistakes.
         n_steps: Steps a take-over lasts.
+
+    Raises:
+        ValueError: If an argument is outside its range; at a call, if an action is not finite.
     """
 
     def __init__(
@@ -302,7 +321,10 @@ class ActionDistanceSupervisor(Supervisor):
     ) -> tuple[Tensor, Tensor]:
         """See `Supervisor`."""
         own = _actions("policy", self.policy, _tensors(observation), action)
-        bad = (own.double() - action.double()).abs().flatten(1).sum(1) > self.threshold
+        distance = (own.double() - action.double()).abs().reshape(len(action), -1).sum(1)
+        if not bool(distance.isfinite().all()):
+            raise ValueError("action and policy must be finite, got NaN or infinity")
+        bad = distance > self.threshold
         return _uniform(active, generator) < torch.where(bad, self.beta, 1 - self.beta), own
 
 
@@ -347,8 +369,8 @@ def _tensors(observation: Any) -> Any:
     def convert(leaf: Any) -> Any:
         if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "biuf":
             return leaf
-        dtype = torch.get_default_dtype() if leaf.dtype.kind == "f" else None
-        return torch.as_tensor(leaf, dtype=dtype)
+        tensor = as_tensor("observation", leaf)
+        return tensor.to(torch.get_default_dtype()) if leaf.dtype.kind == "f" else tensor
 
     return tree_map(convert, observation)
 
@@ -356,20 +378,26 @@ def _tensors(observation: Any) -> Any:
 def _actions(name: str, policy: Policy, observation: Any, like: Tensor) -> Tensor:
     """What a policy does, in the form of the actions it stands beside."""
     with torch.no_grad():
-        found = policy(observation)
-    actions = torch.as_tensor(found if isinstance(found, Tensor) else np.asarray(found))
-    if actions.shape != like.shape:
+        return _as_actions(name, "actions", policy(observation), like)
+
+
+def _as_actions(name: str, what: str, value: Any, like: Tensor) -> Tensor:
+    """What somebody does in the form of other actions; no number is cut off to fit."""
+    found = as_tensor(f"what {name} returns", value)
+    if found.shape != like.shape:
         raise ValueError(
-            f"{name} must return actions of the shape {tuple(like.shape)}, got {tuple(actions.shape)}"
+            f"{name} must return {what} of the shape {tuple(like.shape)}, got {tuple(found.shape)}"
         )
-    return actions.to(like)
+    if found.is_floating_point() and not like.is_floating_point():
+        raise ValueError(f"{name} must return {what} of {like.dtype}, got {found.dtype}")
+    return found.to(like)
 
 
 def _values(found: Any, count: int, ensemble: str) -> Tensor:
     """Critic values (N,), whatever the form: (N,), (N, 1), (E, N), (E, N, 1), or a tuple over members."""
     if isinstance(found, tuple | list):
         return _reduced(torch.stack([_values(one, count, ensemble) for one in found]), ensemble)
-    values = torch.as_tensor(found)
+    values = as_tensor("what q_ref returns", found).double()
     if values.shape in ((count,), (count, 1)):
         return values.reshape(count)
     if values.shape[1:] in ((count,), (count, 1)):

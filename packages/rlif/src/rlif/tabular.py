@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlif._checks import checked_float, checked_positive
+from rlif._checks import as_tensor, checked_float, checked_positive
 
 
 class TabularSolution(NamedTuple):
@@ -48,16 +48,25 @@ def tabular_takeover_prob(q_ref: Tensor, a_exp: Tensor, delta: float = 0.0, beta
     """
     delta, beta = checked_float("delta", delta, 0), checked_float("beta", beta, 0, 1)
     q = _finite("q_ref", q_ref, 2)
+    loss = q.double() - q.double().amax(1, keepdim=True)  # an offset of the values is no part of the rule
+    wanted = _wanted(loss, as_tensor("a_exp", a_exp))
+    tolerance = 1e-12 * q.double().abs().amax().clamp(min=1)
+    return torch.where(loss < wanted - delta - tolerance, beta, 1 - beta).to(q)
+
+
+def _wanted(q: Tensor, a_exp: Tensor) -> Tensor:
+    """The value of what an action is compared with (S, 1)."""
     if a_exp.is_floating_point():
-        wanted = (_distribution("a_exp", a_exp, q.shape) * q).sum(1, keepdim=True)
-    elif a_exp.shape == q.shape[:1]:
-        wanted = q.gather(1, a_exp.long()[:, None])
-    else:
+        probs = _distribution("a_exp", a_exp, q.shape).double()
+        return (probs * q).sum(1, keepdim=True) / probs.sum(1, keepdim=True)
+    if a_exp.shape != q.shape[:1] or a_exp.dtype == torch.bool:
         raise ValueError(
-            f"a_exp must be actions ({len(q)},) or a policy {tuple(q.shape)}, got {tuple(a_exp.shape)}"
+            f"a_exp must be actions ({len(q)},), integer, or a policy {tuple(q.shape)}, got {a_exp.dtype} of the shape "
+            f"{tuple(a_exp.shape)}"
         )
-    tolerance = 1e-12 * q.abs().amax().clamp(min=1)
-    return torch.where(q < wanted - delta - tolerance, beta, 1 - beta).to(q)
+    if bool(((a_exp < 0) | (a_exp >= q.shape[1])).any()):
+        raise ValueError(f"a_exp must be actions from 0 to {q.shape[1] - 1}, got {a_exp.tolist()}")
+    return q.gather(1, a_exp.long()[:, None])
 
 
 def tabular_rlif(P: Tensor, gamma: float, takeover_prob: Tensor, *, penalty: float = 1.0) -> TabularSolution:
@@ -201,7 +210,8 @@ def _process(P: Tensor, gamma: Any, rewards: Tensor) -> tuple[Tensor, Tensor, fl
     return chances, reward, gamma
 
 
-def _finite(name: str, values: Tensor, ndim: int) -> Tensor:
+def _finite(name: str, given: Any, ndim: int) -> Tensor:
+    values = as_tensor(name, given)
     if not values.is_floating_point():
         values = values.to(torch.get_default_dtype())
     if values.ndim != ndim or not bool(values.isfinite().all()):
@@ -209,7 +219,7 @@ def _finite(name: str, values: Tensor, ndim: int) -> Tensor:
     return values
 
 
-def _distribution(name: str, values: Tensor, shape: Any) -> Tensor:
+def _distribution(name: str, values: Any, shape: Any) -> Tensor:
     probs = _finite(name, values, 2)
     sums = probs.sum(1)
     if (

@@ -14,7 +14,7 @@ from rlif.demo.judgement import conditions
 from rlif.demo.learners import train_arms
 from rlif.demo.rivals import EXPERTS, record, train_rivals
 from rlif.demo.rows import METRICS, Measure, deep_rows, exact_rows
-from rlif.demo.setting import SIZES, Progress, maker
+from rlif.demo.setting import SIZES, Progress, maker, world
 
 __all__ = ["conditions", "demo"]
 
@@ -69,10 +69,14 @@ def demo(
         "claim": "Reinforcement learning on nothing but the moments of take-over beats imitating the supervisor where "
         "the supervisor judges better than he acts.",
         "setting": {
-            "data": "exact: a slippery 6 x 6 grid with five pits; learned: pendulum swing-up, returns from uniform "
-            "actions (0 %) to the reference agent (100 %), 40 test episodes; the judge is the reference agent's critic",
-            "model": f"SAC as in RLPD, {sizes.critics} critics; imitators with the same actor; hidden {sizes.hidden}",
-            "budget": f"{steps:,} environment steps and {sizes.prior_episodes} expert episodes for each learner",
+            "data": f"exact: a slippery 6 x 6 grid with five pits; learned: {world(preset)}, returns from uniform actions "
+            f"(0 %) to the reference agent (100 %), {sizes.evaluations} test episodes; the judge is the reference "
+            "agent's critic",
+            "model": f"SAC as in RLPD, {sizes.critics} critics, hidden {sizes.hidden}, discount {sizes.discount:g}, first "
+            f"temperature {sizes.temperature:g}; imitators with the same actor",
+            "budget": f"{steps:,} environment steps and {sizes.prior_episodes} expert episodes for each learner; RLIF: "
+            f"{sizes.utd} critic updates for {sizes.envs} of them, batches of {sizes.batch}; imitators: "
+            f"{sizes.rounds} rounds of {sizes.clone_steps} updates",
             "chosen": {
                 "imitators' learning rate": rate,
                 "kept on validation episodes": {

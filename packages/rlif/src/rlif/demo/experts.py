@@ -117,7 +117,9 @@ def _train(
     task: Any, sizes: Sizes, seed: int, device: str, report: Progress
 ) -> tuple[GroupedSAC, list[SquashedActor]]:
     drawn = generators(seed, 1, device)
-    agent = GroupedSAC.plain(task.sizes[0], task.sizes[1], drawn, hidden=sizes.hidden)
+    agent = GroupedSAC.plain(
+        task.sizes[0], task.sizes[1], drawn, hidden=sizes.hidden, learning_rate=sizes.learning_rate
+    )
     buffer = GroupedBuffer(1, 4 * sizes.reference_updates + 400, task.sizes[0], task.sizes[1], device)
     observation = task.reset()
     group = torch.zeros(4, dtype=torch.long, device=device)

@@ -47,8 +47,6 @@ ARMS = (
     Arm("RLIF, random take-overs 30 %, poor expert", "poor", "random", p=0.3),
     Arm("RLIF, random take-overs 85 %, poor expert", "poor", "random", p=0.85),
 )
-# Chosen on seeds of which none is evidence: the official temperature of 1 stays too high for so few updates.
-DISCOUNT, TEMPERATURE, LEARNING_RATE = 0.9, 0.02, 1e-3
 
 
 @dataclass
@@ -89,9 +87,9 @@ def train_arms(
         drawn,
         hidden=sizes.hidden,
         critics=sizes.critics,
-        learning_rate=LEARNING_RATE,
-        discount=DISCOUNT,
-        temperature=TEMPERATURE,
+        learning_rate=sizes.learning_rate,
+        discount=sizes.discount,
+        temperature=sizes.temperature,
     )
     buffer = GroupedBuffer(count, rows * sizes.steps + 20_000, task.sizes[0], task.sizes[1], device)
     for number, arm in enumerate(ARMS):

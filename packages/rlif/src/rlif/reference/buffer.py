@@ -51,7 +51,7 @@ class GroupedBuffer:
         """Store M rows.
 
         Args:
-            group: The learner of each row (M,), sorted.
+            group: The learner of each row (M,).
             observation: (M, S).
             action: (M, A).
             reward: (M,).
@@ -59,6 +59,8 @@ class GroupedBuffer:
             mask: 0 where an episode truly terminated, else 1 (M,).
         """
         rows = torch.cat([observation, action, reward[:, None], next_observation, mask[:, None]], 1)
+        group, order = group.sort(stable=True)
+        rows = rows[order]
         number = torch.bincount(group, minlength=len(self.added))
         rank = torch.arange(len(group), device=group.device) - (number.cumsum(0) - number)[group]
         self.data[group, (self.added[group] + rank) % self.capacity] = rows
@@ -73,7 +75,12 @@ class GroupedBuffer:
 
         Returns:
             Observations (G, B, S), actions (G, B, A), rewards (G, B), next observations (G, B, S), masks (G, B).
+
+        Raises:
+            ValueError: If a learner has no row yet.
         """
+        if not bool(self.added.all()):
+            raise ValueError(f"every learner must have rows before sample(), got {self.added.tolist()}")
         drawn = torch.stack([torch.rand(batch, generator=one, device=one.device) for one in generators])
         index = (drawn * self.count[:, None]).long().clamp(max=self.capacity - 1)
         rows = self.data[torch.arange(len(index), device=index.device)[:, None], index]

@@ -51,15 +51,11 @@ class GroupedCloning:
             data: The demonstrations of each group.
             steps: Gradient steps.
             batch: Rows of each group in a step.
+
+        Raises:
+            ValueError: If a group has no demonstration.
         """
-        longest = max(len(one.action) for one in data)
-        padded = [
-            torch.stack(
-                [torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])]) for rows in parts]
-            )
-            for parts in zip(*data, strict=True)
-        ]
-        sizes = torch.tensor([len(one.action) for one in data], device=padded[0].device)
+        padded, sizes = _padded(data)
         groups = torch.arange(len(data), device=sizes.device)[:, None]
         for _ in range(steps):
             drawn = torch.stack(
@@ -69,10 +65,12 @@ class GroupedCloning:
             self._step(padded[0][groups, rows], padded[1][groups, rows])
 
     def loss(self, data: Sequence[Demonstrations]) -> float:
-        """Give the mean negative log-likelihood over the groups, of equally many pairs each."""
+        """Give the mean over the groups of each one's mean negative log-likelihood."""
+        (observation, action), sizes = _padded(data)
+        moment = torch.arange(action.shape[1], device=sizes.device)
+        weight = (moment < sizes[:, None]) / sizes[:, None]
         with torch.no_grad():
-            observation, action = (torch.stack(list(parts)) for parts in zip(*data, strict=True))
-            return float(self._likelihood_loss(observation, action))
+            return float(self._likelihood_loss(observation, action, weight.flatten()))
 
     def _step(self, observation: Tensor, action: Tensor) -> None:
         loss = len(action) * self._likelihood_loss(observation, action)
@@ -80,10 +78,24 @@ class GroupedCloning:
         loss.backward()
         self.optimizer.step()
 
-    def _likelihood_loss(self, observation: Tensor, action: Tensor) -> Tensor:
+    def _likelihood_loss(self, observation: Tensor, action: Tensor, weight: Tensor | None = None) -> Tensor:
         mean, log_std = self.actor(observation)
         normal = Normal(mean.flatten(0, 1), log_std.exp().flatten(0, 1), validate_args=False)
         squashed = TransformedDistribution(
             Independent(normal, 1), TanhTransform(cache_size=1), validate_args=False
         )
-        return bc_loss(squashed, action.flatten(0, 1))
+        return bc_loss(squashed, action.flatten(0, 1), weight=weight)
+
+
+def _padded(data: Sequence[Demonstrations]) -> tuple[list[Tensor], Tensor]:
+    """Demonstrations of all groups behind zeros up to the longest, and how many each has."""
+    counts = [len(one.action) for one in data]
+    if min(counts) == 0:
+        raise ValueError(f"data must hold demonstrations for every group, got {counts}")
+    padded = [
+        torch.stack(
+            [torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])]) for rows in parts]
+        )
+        for parts in zip(*data, strict=True)
+    ]
+    return padded, torch.tensor(counts, device=padded[0].device)

@@ -37,6 +37,9 @@ class GroupedSAC:
         temperature: The entropy bonus's weight at the start; officially 1, which takes Adam thousands of updates to
             bring down to sparse rewards.
         target_entropy: Default -A/2.
+
+    Raises:
+        ValueError: If a number is outside its range.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class GroupedSAC:
         self.generators, self.groups = list(generators), len(generators)
         self.members = checked_integer("critics", critics, 1)
         self.subset = checked_integer("subset", subset, 1)
+        if self.subset > self.members:
+            raise ValueError(f"subset must be at most critics = {self.members}, got {self.subset}")
         self.entropy_backup, self.actor_mean = entropy_backup, actor_mean
         self.discount, self.tau = discount, tau
         self.target_entropy = -action_size / 2 if target_entropy is None else target_entropy
@@ -143,7 +148,12 @@ class GroupedSAC:
             batch: Observations (G, utd * B, S), actions, rewards (G, utd * B), next observations, masks, as
                 `GroupedBuffer.sample` gives them; split into `utd` parts.
             utd: Updates of the critics.
+
+        Raises:
+            ValueError: If the rows cannot be split into `utd` equal parts.
         """
+        if len(batch[0][0]) % checked_integer("utd", utd, 1):
+            raise ValueError(f"batch must have a multiple of utd = {utd} rows, got {len(batch[0][0])}")
         parts = [part.chunk(utd, 1) for part in batch]
         for piece in zip(*parts, strict=True):
             self._update_critics(*piece)
