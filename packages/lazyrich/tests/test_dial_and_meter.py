@@ -395,7 +395,7 @@ def test_curves_that_have_no_delay_are_refused():
         "frac must be": ([0, 1], [1.0, 0.0], [1.0, 0.0], 1.0),
         "steps must be": ([0, 0], [1.0, 0.0], [1.0, 0.0]),
         "train must have one loss per step": ([0, 1], [1.0], [1.0, 0.0]),
-        "test must start above 0 and hold no NaN": ([0, 1], [1.0, 0.0], [1.0, math.nan]),
+        "test must start above 0, finite, and hold no NaN": ([0, 1], [1.0, 0.0], [1.0, math.nan]),
     }.items():
         with pytest.raises(ValueError, match=match):
             grok_delay(*arguments)

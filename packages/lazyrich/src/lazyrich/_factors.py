@@ -321,7 +321,9 @@ _RULES: dict[Any, Callable[..., _Found]] = {
     F.dropout: _dropout,
     F.dropout1d: _dropout,
     F.dropout2d: _dropout,
+    F.dropout3d: _dropout,
     F.alpha_dropout: _dropout,
+    F.feature_alpha_dropout: _dropout,
     F.scaled_dot_product_attention: _attention,
 }
 _ALWAYS = {_dropout, _attention, _batch_norm}
@@ -426,19 +428,20 @@ class Graph:
         parameter = self.parameters[index]
         if not self._singles:
             self._singles = [forward() for forward in self.single]
-            self._compare(torch.cat([one.detach() for one in self._singles]))
+            self.compare(torch.cat([one.detach() for one in self._singles]), self.outputs)
         gradients = [
             [_gradient(output, parameter, direction.to(output.dtype)[None]) for direction in directions]
             for output in self._singles
         ]
         return wide(torch.stack([torch.stack(rows) for rows in gradients]))
 
-    def _compare(self, alone: Tensor) -> None:
-        together = self.outputs.detach()
+    @staticmethod
+    def compare(again: Tensor, together: Tensor) -> None:
+        """Refuse a model that answers otherwise for the same samples in another batch."""
+        again, together = again.detach(), together.detach()
         tolerance = 10 * torch.finfo(together.dtype).eps ** 0.5
-        if alone.shape != together.shape or (alone - together).norm() > tolerance * together.norm().clamp(
-            min=1e-12
-        ):
+        wanted = together.expand_as(again)
+        if (again - wanted).norm() > tolerance * wanted.norm().clamp(min=1e-12):
             raise ValueError(
                 "model's output for a sample depends on the others in the batch (or is random), so that it has no "
                 "tangent kernel between samples: call model.eval(), or take out what mixes the batch"

@@ -67,8 +67,25 @@ def shaped(model: nn.Module, x: Any, forward: Forward | None) -> Tensor:
     return output
 
 
+def refuse_running_statistics(model: nn.Module) -> None:
+    """Before any forward pass, since that would already change the buffers of what is refused."""
+    for name, module in model.named_modules():
+        if module.training and has_statistics(module):
+            raise ValueError(
+                f"model has {type(module).__name__} at {name or 'the top'!r} in training mode, batch normalisation or "
+                "running statistics that each pass changes: call model.eval() first"
+            )
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a layer normalises by other statistics in training than in evaluation."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+
+
 def size(x: Any) -> int:
-    """Samples in a batch: a tensor, or a tuple or mapping of them."""
+    """Samples in a batch: a tensor, or a tuple or mapping of them, nested or not."""
     for one in _leaves(x):
         if isinstance(one, Tensor) and one.ndim > 0:
             return one.shape[0]
@@ -87,23 +104,33 @@ def checked_batch(name: str, x: Any) -> Any:
         return _mapped(x, lambda one: one.clone() if one.is_inference() else one.detach())
 
 
-def take(x: Any, rows: slice) -> Any:
+def take(x: Any, rows: slice | list[int]) -> Any:
     """Some samples of a batch."""
     return _mapped(x, lambda one: one[rows] if one.ndim else one)
 
 
+def fingerprint(*batches: Any) -> list[float]:
+    """Numbers by which a batch is known again: sums over every tensor, plain and by position."""
+    found = []
+    for leaf in (leaf for batch in batches for leaf in _leaves(batch) if isinstance(leaf, Tensor)):
+        values = leaf.detach().double().flatten().cpu()
+        places = torch.arange(1, 1 + len(values), dtype=torch.float64).sqrt()
+        found += [float(values.sum()), float(values @ places)]
+    return found
+
+
 def _leaves(x: Any) -> list[Any]:
     if isinstance(x, Mapping):
-        return list(x.values())
-    return list(x) if isinstance(x, tuple | list) else [x]
+        x = tuple(x.values())
+    return [leaf for one in x for leaf in _leaves(one)] if isinstance(x, tuple | list) else [x]
 
 
 def _mapped(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(x, Mapping):
-        return {name: change(one) if isinstance(one, Tensor) else one for name, one in x.items()}
+        return {name: _mapped(one, change) for name, one in x.items()}
     if isinstance(x, tuple | list):
-        return tuple(change(one) if isinstance(one, Tensor) else one for one in x)
-    return change(x)
+        return tuple(_mapped(one, change) for one in x)
+    return change(x) if isinstance(x, Tensor) else x
 
 
 def trainable(model: nn.Module, params: Iterable[Tensor] | None) -> list[Tensor]:

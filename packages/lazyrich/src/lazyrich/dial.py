@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lazyrich._checks import checked_float
-from lazyrich._models import logits_of
+from lazyrich._models import has_statistics, logits_of
 
 
 class OutputScale(nn.Module):
@@ -30,9 +30,10 @@ class OutputScale(nn.Module):
         centered: Subtract the output at initialisation, which is that at the time of this call.
 
     Raises:
-        ValueError: If `alpha` is not greater than 0, or `centered` meets batch normalisation or dropout: f(x; theta_0)
-            is no fixed function there while training. In `forward`, if the model's output holds a loss of its own,
-            which the scale would miss. In `load_state_dict`, if the checkpoint has another `alpha` or `centered`.
+        ValueError: If `alpha` is not greater than 0, or `centered` meets a layer with batch normalisation, running
+            statistics or dropout: f(x; theta_0) is no fixed function there while training. In `forward`, if the
+            model's output holds a loss of its own, which the scale would miss. In `load_state_dict`, if the
+            checkpoint has another `alpha` or `centered`.
         TypeError: In `forward`, if the output is neither a tensor nor has `logits`.
 
     Examples:
@@ -113,12 +114,20 @@ def scaled_lr(learning_rate: float, alpha: float, *, adaptive: bool = False) -> 
 
 def _refuse_random(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        if drops or isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if _draws(module) or has_statistics(module):
             raise ValueError(
                 f"centered=True needs a fixed function f(x; theta_0), but {type(module).__name__} at "
                 f"{name or 'the top'!r} answers otherwise while training; take it out, or centered=False"
             )
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether a layer is random while training."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return module.dropout > 0
+    return isinstance(module, nn.RReLU)
 
 
 def _replaced(output: Any, logits: Tensor) -> Any:

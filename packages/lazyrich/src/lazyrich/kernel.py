@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from lazyrich._checks import checked_integer, real_tensor, wide
 from lazyrich._factors import Check, Graph, NotFactorised, Piece, gram
-from lazyrich._models import Forward, call, checked_batch, differentiating, size, take, trainable, unwrapped
+from lazyrich._models import (
+    Forward,
+    call,
+    checked_batch,
+    differentiating,
+    refuse_running_statistics,
+    size,
+    take,
+    trainable,
+    unwrapped,
+)
 
 MODES = ("trace", "full", "project")
 
@@ -78,7 +88,8 @@ def ntk_gram(
 
 def probe_outputs(model: nn.Module, x: Any, forward: Forward | None) -> Tensor:
     """The outputs (n, points, outputs of a point) on a batch, without a gradient."""
-    with torch.no_grad():
+    refuse_running_statistics(model)
+    with torch.inference_mode(False), torch.no_grad():
         return call(unwrapped(model), checked_batch("x", x), forward).detach()
 
 
@@ -99,6 +110,7 @@ def tangent_gram(
 ) -> Tensor:
     """`ntk_gram` with the directions given."""
     model = unwrapped(model)
+    refuse_running_statistics(model)
     parameters = trainable(model, params)
     x = checked_batch("x", x)
     x2 = None if x2 is None else checked_batch("x2", x2)
@@ -133,7 +145,7 @@ class _Kernel:
     ) -> None:
         self.model, self.parameters, self.mode = model, parameters, mode
         self.directions, self.forward, self.general = directions, forward, set(general)
-        self.shape = (1, 1)
+        self.shape, self.compared = (1, 1), False
 
     def between(self, x: Any, x2: Any, chunk: int | None) -> Tensor:
         """All blocks of the kernel."""
@@ -170,6 +182,10 @@ class _Kernel:
             raise ValueError(
                 "model's output does not depend on its parameters: it is detached or computed in no_grad"
             )
+        if checked and not self.compared:
+            with torch.no_grad():  # each sample's place taken by the first one
+                graph.compare(self._outputs(take(x, [0] * number)), graph.outputs[:1])
+            self.compared = True
         test = Check(graph) if checked else None
         found = []
         for directions in self._directions(graph.outputs):
@@ -235,17 +251,14 @@ def kta(kernel: Tensor, y: Tensor, center: bool = False) -> Tensor:
         >>> kta(torch.outer(y, y), y).item(), round(kta(torch.eye(2), y).item(), 3)
         (1.0, 0.707)
     """
-    kernel = _square("kernel", kernel)
-    labels = torch.as_tensor(y)
-    labels = real_tensor("y", labels.unsqueeze(1) if labels.ndim == 1 else labels, 2).to(kernel)
-    if len(labels) != len(kernel):
-        raise ValueError(f"y must have one row per row of kernel, got {len(labels)} for {len(kernel)}")
+    kernel, given = _square("kernel", kernel)
+    labels = _labels(y, kernel)
     if center:
         spread = labels - labels.mean(0)
-        if bool(spread.norm() <= 1e-6 * labels.norm()):
+        if bool(spread.norm() <= 1e-13 * labels.norm()):
             raise ValueError("y is constant: its centred alignment is not defined")
-        kernel, labels = _centered(kernel), spread
-    return _cosine(kernel, labels @ labels.T, "kernel", "y")
+        kernel, labels = _centered(kernel), spread / spread.abs().max()
+    return _cosine(kernel, labels @ labels.T, "kernel", "y").to(given)
 
 
 def cka(kernel: Tensor, other: Tensor) -> Tensor:
@@ -265,12 +278,12 @@ def cka(kernel: Tensor, other: Tensor) -> Tensor:
         >>> round(cka(torch.eye(3), 2 * torch.eye(3) + 5).item(), 6)
         1.0
     """
-    kernel, other = _square("kernel", kernel), _square("other", other)
+    (kernel, given), (other, _) = _square("kernel", kernel), _square("other", other)
     if kernel.shape != other.shape:
         raise ValueError(
             f"other must have the shape of kernel, got {tuple(other.shape)} for {tuple(kernel.shape)}"
         )
-    return _cosine(_centered(kernel), _centered(other), "kernel", "other")
+    return _cosine(_centered(kernel), _centered(other), "kernel", "other").to(given)
 
 
 def label_power(kernel: Tensor, y: Tensor) -> Tensor:
@@ -292,25 +305,35 @@ def label_power(kernel: Tensor, y: Tensor) -> Tensor:
         >>> label_power(torch.diag(torch.tensor([1.0, 3.0])), torch.tensor([3.0, 4.0]))
         tensor([0.6400, 1.0000])
     """
-    kernel = _square("kernel", kernel)
-    labels = torch.as_tensor(y)
-    labels = real_tensor("y", labels.unsqueeze(1) if labels.ndim == 1 else labels, 2).to(kernel)
-    if len(labels) != len(kernel):
-        raise ValueError(f"y must have one row per row of kernel, got {len(labels)} for {len(kernel)}")
+    kernel, given = _square("kernel", kernel)
+    labels = _labels(y, kernel)
     power = (torch.linalg.eigh(kernel).eigenvectors.flip(1).T @ labels).square().sum(1)
     if not bool(power.sum() > 0):
         raise ValueError("y must not be all zero")
-    return power.cumsum(0) / power.sum()
+    return (power.cumsum(0) / power.sum()).to(given)
 
 
-def _square(name: str, kernel: Tensor) -> Tensor:
+def _square(name: str, kernel: Tensor) -> tuple[Tensor, torch.dtype]:
+    """A kernel in float64 and of size 1, since centring takes small differences; and the type of the answer."""
     kernel = wide(real_tensor(name, kernel, 2))
+    kernel, given = kernel.double(), kernel.dtype
     if kernel.shape[0] != kernel.shape[1] or len(kernel) < 2:
         raise ValueError(f"{name} must be square with at least 2 points, got shape {tuple(kernel.shape)}")
     scale = kernel.abs().max()
     if bool((kernel - kernel.T).abs().max() > 1e-3 * scale):
         raise ValueError(f"{name} must be symmetric")
-    return kernel / scale if bool(scale > 0) else kernel
+    return (kernel / scale if bool(scale > 0) else kernel), given
+
+
+def _labels(y: Any, kernel: Tensor) -> Tensor:
+    """Labels (n, c) of size 1 in float64."""
+    labels = torch.as_tensor(y)
+    labels = labels if labels.is_floating_point() or labels.is_complex() else labels.double()
+    labels = real_tensor("y", labels.unsqueeze(1) if labels.ndim == 1 else labels, 2).to(kernel)
+    if len(labels) != len(kernel):
+        raise ValueError(f"y must have one row per row of kernel, got {len(labels)} for {len(kernel)}")
+    scale = labels.abs().max()
+    return labels / scale if bool(scale > 0) else labels
 
 
 def _centered(kernel: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from lazyrich._checks import checked_float, wide
-from lazyrich._models import Forward, checked_batch, shaped, unwrapped
+from lazyrich._models import Forward, checked_batch, refuse_running_statistics, shaped, unwrapped
 from lazyrich.kernel import tangent_gram
 
 Loss = str | Callable[[Tensor, Any], Tensor] | None
@@ -24,8 +24,7 @@ class Objective:
     Args:
         outputs: The model's outputs in their own shape.
         y: Class indices in the shape of the outputs without their last axis (-100: ignored), or numbers in the shape of
-            the outputs; a last axis of 1 may be there or not. For a loss of one's own anything, if `labels` are not
-            asked for.
+            the outputs; a last axis of 1 may be there or not.
         loss: `"mse"`, `"cross_entropy"`, a function of outputs and y, or `None`: cross-entropy for class indices.
         name: What y is called in errors.
     """
@@ -35,7 +34,13 @@ class Objective:
             raise ValueError(
                 f"loss must be 'mse', 'cross_entropy' or a function of outputs and labels, got {loss!r}"
             )
-        self.shape, self.y, self.name = outputs.shape, y, name
+        self.shape, self.dtype, self.name = outputs.shape, wide(outputs).dtype, name
+        try:
+            self.y = torch.as_tensor(y)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{name} must be a tensor or numbers, got {type(y).__name__}") from None
+        if self.y.is_inference():
+            self.y = self.y.clone()
         self.width = outputs.shape[-1] if outputs.ndim > 1 else 1
         self.classes: Tensor | None = None
         self.keep, self.labels = self._read(outputs)
@@ -46,9 +51,10 @@ class Objective:
                 "loss 'cross_entropy' needs at least two outputs; for one pass a function of your own"
             )
         self.loss: str | Callable[[Tensor, Any], Tensor] = loss
+        self.kind = 0 if callable(loss) else 1 + ("mse", "cross_entropy").index(loss)
 
     def _read(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        y = torch.as_tensor(self.y).to(outputs.device)
+        y = self.y.to(outputs.device)
         if y.is_complex():
             raise TypeError(f"{self.name} must be real, got {y.dtype}")
         points = self.shape[:-1] if outputs.ndim > 1 else self.shape
@@ -81,7 +87,8 @@ class Objective:
     def __call__(self, outputs: Tensor) -> Tensor:
         """The mean loss; outputs in any shape of the right size."""
         if callable(self.loss):
-            value = self.loss(outputs.reshape(self.shape), self.y)
+            # in the type of training: a loss may hold class weights, which torch does not convert
+            value = self.loss(outputs.reshape(self.shape).to(self.dtype), self.y)
             if not isinstance(value, Tensor) or value.ndim:
                 raise ValueError("loss must return a scalar tensor")
             return value
@@ -95,6 +102,10 @@ class Objective:
     def entries(self) -> Tensor:
         """Which outputs, flat, the loss looks at."""
         return self.keep.repeat_interleave(self.width)
+
+
+class NotReached(ValueError):
+    """The kernel's eigenvalues are too far apart for the path to be followed to the end."""
 
 
 class KernelLearner:
@@ -128,7 +139,11 @@ class KernelLearner:
         return self._filled(vectors @ (residual * self._inverse(values + ridge)))
 
     def until(self, target: float) -> Tensor:
-        """The coefficients a when the training loss first is `target`, or at the end of training if it never is."""
+        """The coefficients a when the training loss first is `target`, or at the end of training if it never is.
+
+        Raises:
+            NotReached: If the path there is too long.
+        """
         return self._squared(target) if self.objective.loss == "mse" else self._descended(target)
 
     def _squared(self, target: float) -> Tensor:
@@ -162,15 +177,22 @@ class KernelLearner:
             promise = float(slope @ moved)
             if loss <= target or promise <= 1e-14 * max(abs(loss), 1e-30):
                 break
+            allowed = loss + self.rounding * abs(loss)
             while (
                 lower := float(self.objective(f - rate * moved))
-            ) > loss - 0.9 * rate * promise and rate > 1e-12:
+            ) > allowed - 0.9 * rate * promise and rate > 1e-12:
                 rate /= 2
             if lower <= target:
                 rate = self._landing(f, moved, rate, target)
             a, f = a - rate * slope, f - rate * moved
             loss, slope = self._slope(f)
             rate *= 1.5
+        else:
+            if loss > target:
+                raise NotReached(
+                    f"target_train_loss={target:.3g} was not reached in {max_steps:,} steps along the kernel gradient, "
+                    f"only {loss:.3g}: its eigenvalues are too far apart; centre and scale x, or take loss='mse'"
+                )
         return a
 
     def _landing(self, f: Tensor, moved: Tensor, rate: float, target: float) -> float:
@@ -201,6 +223,7 @@ class KernelLearner:
         return full
 
 
+@torch.inference_mode(False)
 def linearized_fit(
     model: nn.Module,
     x: Any,
@@ -240,7 +263,8 @@ def linearized_fit(
         Predictions in the shape of the outputs on `x_test`, in float32 at least.
 
     Raises:
-        ValueError: If not exactly one of `target_train_loss` and `ridge` is given, or labels do not fit the outputs.
+        ValueError: If not exactly one of `target_train_loss` and `ridge` is given, labels do not fit the outputs, or a
+            target of another loss than the mean squared error is not reached in 20,000 steps.
         TypeError: As in `ntk_gram`.
 
     Examples:
@@ -270,5 +294,6 @@ def linearized_fit(
 
 def outputs_of(model: nn.Module, x: Any, forward: Forward | None) -> Tensor:
     """The model's outputs in their own shape, without a gradient."""
-    with torch.no_grad():
+    refuse_running_statistics(model)
+    with torch.inference_mode(False), torch.no_grad():
         return shaped(unwrapped(model), checked_batch("x", x), forward).detach()

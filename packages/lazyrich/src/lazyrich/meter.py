@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from lazyrich._checks import checked_float, checked_integer, wide
-from lazyrich._models import Forward, checked_batch, evaluating, size, trainable, unwrapped
+from lazyrich._models import Forward, checked_batch, evaluating, fingerprint, size, trainable, unwrapped
 from lazyrich.kernel import MODES, cka, draw_directions, kta, tangent_gram
-from lazyrich.linearized import KernelLearner, Loss, Objective, outputs_of
+from lazyrich.linearized import KernelLearner, Loss, NotReached, Objective, outputs_of
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class LazyReading:
         train_loss: Of the network, on the probe.
         test_loss: Of the network on the test samples, if the meter has them.
         lazy_fraction: Cosine of f_t - f_0 and f_lin - f_0 on the test samples (the probe, if there are none), f_lin
-            being the first kernel's fit at the same training loss: 1 while the run is kernel regression. `None` if the
-            meter has no reference, or before the loss has fallen.
+            being the first kernel's fit to the probe at the same loss: 1 while the run is kernel regression on the
+            probe. `None` if the meter has no reference, before the loss has fallen, or where the fit of another loss
+            than the mean squared error is not reached in 20,000 steps.
         lazy_gap: Test loss of the network less that of f_lin: below 0 where features have paid. `None` likewise.
     """
 
@@ -53,7 +54,8 @@ class LazyMeter:
 
     Args:
         model: Any module; `OutputScale` too. The scale cancels in drift and alignment.
-        x_probe: n >= 2 samples, best of the training set: a tensor, a tuple or a mapping, as in `ntk_gram`.
+        x_probe: n >= 2 samples: a tensor, a tuple or a mapping, as in `ntk_gram`. Drift and alignment may be read on
+            any; `lazy_fraction` and `lazy_gap` need the whole training set: the reference learns from nothing else.
         y_probe: Class indices (n,), or of every position (n, t) with -100 ignored; or numbers shaped as the outputs.
         params: The parameters; those that require gradients if not given.
         x_test: Held-out samples for `test_loss`, `lazy_fraction` and `lazy_gap`.
@@ -81,6 +83,7 @@ class LazyMeter:
         (0.0, None)
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -133,6 +136,8 @@ class LazyMeter:
                 self._test_objective = Objective(self._start_test, y_test, loss, "y_test")
             self._learner = self._reference() if reference else None
         self._alignment(self._kernel)  # its errors belong here
+        tests = (self._x_test, self._test_objective.y) if self._test_objective is not None else ()
+        self._probe = fingerprint(self._x, self._objective.y, *tests)
 
     def _check_probe(self) -> None:
         keep = self._objective.keep
@@ -154,6 +159,7 @@ class LazyMeter:
             self._across = full(self._x_test, self._x).double()
         return KernelLearner(full(self._x, None), self._start, self._objective)
 
+    @torch.inference_mode(False)
     def step(self, step: int) -> LazyReading:
         """Read the meters now.
 
@@ -213,10 +219,13 @@ class LazyMeter:
         return float(kta(kernel.double(), objective.labels[objective.keep], self.center))
 
     def _lazy(self, train_loss: float) -> Tensor | None:
-        """The reference's outputs, flat, at this training loss; `None` if that has not fallen."""
+        """The reference's outputs, flat, at this training loss; `None` if that has not fallen, or is out of reach."""
         if self._learner is None or train_loss >= float(self._objective(self._learner.start)) * (1 - 1e-9):
             return None
-        a = self._learner.until(train_loss)
+        try:
+            a = self._learner.until(train_loss)
+        except NotReached:
+            return None
         if self._across is None or self._start_test is None:
             return self._learner.start + self._learner.kernel @ a
         return self._start_test.double().flatten() + self._across @ a
@@ -248,8 +257,14 @@ class LazyMeter:
                 -1, 8
             ),
             "setting": torch.tensor(
-                [MODES.index(self.mode), int(self.center), int(self._learner is not None)]
+                [
+                    MODES.index(self.mode),
+                    int(self.center),
+                    int(self._learner is not None),
+                    self._objective.kind,
+                ]
             ),
+            "probe": torch.tensor(self._probe, dtype=torch.float64),
         }
         state |= {f"theta.{i}": one for i, one in enumerate(self._theta)}
         optional = {"directions": self._directions, "start_test": self._start_test, "across": self._across}
@@ -265,7 +280,8 @@ class LazyMeter:
             state: As from `state_dict`.
 
         Raises:
-            ValueError: If it is of another model, probe or option.
+            ValueError: If it is of another model, probe or option; of the model only the shapes are compared, and of a
+                loss of one's own only that it is one.
         """
         own = self.state_dict()
         if state.keys() != own.keys():
@@ -276,7 +292,11 @@ class LazyMeter:
                     f"state[{name!r}] must have shape {tuple(one.shape)}, got {tuple(state[name].shape)}"
                 )
         if not torch.equal(state["setting"].cpu(), own["setting"].cpu()):
-            raise ValueError("state is of a meter with another mode, center or reference")
+            raise ValueError("state is of a meter with another mode, center, reference or loss")
+        if not torch.allclose(state["probe"].cpu(), own["probe"], rtol=1e-9, equal_nan=True):
+            raise ValueError(
+                "state is of a meter with another x_probe, y_probe, x_test or y_test, or in another order"
+            )
         taken = {name: state[name].detach().clone().to(own[name]) for name in own}
         self._kernel, self._start = taken["kernel"], taken["start"]
         self._theta = [taken[f"theta.{i}"] for i in range(len(self._theta))]
@@ -346,7 +366,7 @@ def _first_below(times: Tensor, values: Sequence[float] | Tensor, frac: float, n
         raise ValueError(
             f"{name} must have one loss per step, got shape {tuple(losses.shape)} for {len(times)} steps"
         )
-    if bool(losses.isnan().any()) or not bool(losses[0] > 0):
-        raise ValueError(f"{name} must start above 0 and hold no NaN")
+    if bool(losses.isnan().any()) or not 0 < float(losses[0]) < math.inf:
+        raise ValueError(f"{name} must start above 0, finite, and hold no NaN")
     below = (losses <= frac * losses[0]).nonzero()
     return float(times[below[0, 0]]) if len(below) else math.inf

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lazyrich._checks import checked_float, checked_integer, real_tensor
+from lazyrich._checks import checked_float, checked_integer, real_tensor, wide
 
 
 class PolyTask:
@@ -24,7 +24,7 @@ class PolyTask:
     Args:
         D: Input dimension.
         P: Training samples.
-        generator: Draws b and X.
+        generator: Draws b and X, on its own device.
         dtype: Of everything.
 
     Raises:
@@ -40,7 +40,10 @@ class PolyTask:
         self, D: int, P: int, generator: torch.Generator | None = None, *, dtype: torch.dtype = torch.float64
     ) -> None:
         D, P = checked_integer("D", D, 1), checked_integer("P", P, 1)
-        direction = torch.randn(D, generator=generator, dtype=dtype)
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a real floating-point type, got {dtype}")
+        where = generator.device if generator is not None else None
+        direction = torch.randn(D, generator=generator, dtype=dtype, device=where)
         self.b = direction * (D**0.5 / direction.norm())
         self.X, self.y = self.sample(P, generator)
 
@@ -54,8 +57,10 @@ class PolyTask:
         Returns:
             Inputs (number, D) and targets (number,).
         """
-        D = len(self.b)
-        x = torch.randn(number, D, generator=generator, dtype=self.b.dtype) / D**0.5
+        number, D = checked_integer("number", number, 1), len(self.b)
+        where = generator.device if generator is not None else self.b.device
+        x = torch.randn(number, D, generator=generator, dtype=self.b.dtype, device=where) / D**0.5
+        x = x.to(self.b.device)
         return x, (x @ self.b).square() / 2
 
 
@@ -138,7 +143,7 @@ def suff_stats(W: Tensor) -> tuple[Tensor, Tensor]:
         >>> wbar.tolist(), M.tolist()
         ([0.5, 1.5], [[0.5, 0.0], [0.0, 4.5]])
     """
-    W = real_tensor("W", W, 2)
+    W = wide(real_tensor("W", W, 2))
     if len(W) < 1:
         raise ValueError("W must have at least one neuron, got none")
     return W.mean(0), W.T @ W / len(W)
@@ -203,8 +208,14 @@ def suff_kernel(X: Tensor, X2: Tensor, wbar: Tensor, M: Tensor, eps: float) -> T
         >>> suff_kernel(x, x, torch.zeros(2), torch.eye(2), eps=0.5)
         tensor([[3.]])
     """
-    X, X2 = real_tensor("X", X, 2), real_tensor("X2", X2, 2)
-    wbar, M, eps = real_tensor("wbar", wbar, 1), real_tensor("M", M, 2), checked_float("eps", eps)
+    X, wbar, M = wide(real_tensor("X", X, 2)), real_tensor("wbar", wbar, 1), real_tensor("M", M, 2)
+    X2, wbar, M, eps = real_tensor("X2", X2, 2).to(X), wbar.to(X), M.to(X), checked_float("eps", eps)
+    D = X.shape[1]
+    if X2.shape[1] != D or wbar.shape != (D,) or M.shape != (D, D):
+        raise ValueError(
+            f"X2, wbar and M must have {D} dimensions as X, got shapes {tuple(X2.shape)}, {tuple(wbar.shape)} and "
+            f"{tuple(M.shape)}"
+        )
     linear = eps * (X @ wbar)[:, None] + eps * (X2 @ wbar)[None]
     return (X @ X2.T) * (1 + linear + eps**2 * (X @ M @ X2.T))
 
@@ -245,7 +256,7 @@ def suff_gd(
         eta: Learning rate, greater than 0.
         steps: Number of steps.
         b: (D,) target direction, for the test loss.
-        record: Steps to record, 0 and the last always; about 20 a decade if not given.
+        record: Steps to record, 0 and the last always, none beyond; about 20 a decade if not given.
         keep: Keep `wbar` and `M` at every record, not only at the end.
 
     Returns:
@@ -261,9 +272,8 @@ def suff_gd(
         >>> bool(run.train[-1] < 0.1 * run.train[0]), int(run.steps[-1])
         (True, 200)
     """
-    X = real_tensor("X", X, 2)
-    y = real_tensor("y", y, 1)
     wbar, M, b, alpha, eps = _checked_state(wbar, M, b, alpha, eps)
+    X, y = real_tensor("X", X, 2).to(b), real_tensor("y", y, 1).to(b)
     if X.shape != (len(y), len(b)):
         raise ValueError(f"X must have shape ({len(y)}, {len(b)}) for these y and b, got {tuple(X.shape)}")
     eta, steps = checked_float("eta", eta, above=0.0), checked_integer("steps", steps, 1)
@@ -344,7 +354,7 @@ def population_flow(
         The state and its loss at `times`.
 
     Raises:
-        ValueError: If shapes disagree, `eps` is 0, or times do not rise.
+        ValueError: If shapes disagree, `eps` is 0, times do not rise, or the flow is not finite.
 
     Examples:
         >>> b = torch.full((4,), 1.0, dtype=torch.float64)
@@ -400,6 +410,8 @@ def _integrated(
         error = float((whole - half).norm() / half.norm().clamp(min=1e-300)) / 15
         if not math.isfinite(error):
             step = taken / 10
+            if step < 1e-12 * end:
+                raise ValueError("wbar, M or alpha is so large that the flow is not finite")
             continue
         longer = taken * min(4.0, max(0.1, 0.9 * (rtol / max(error, 1e-30)) ** 0.2))
         if error > rtol:
@@ -425,7 +437,7 @@ def _log_spaced(steps: int, decade: int = 20) -> set[int]:
 def _checked_state(
     wbar: Any, M: Any, b: Any, alpha: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, float, float]:
-    b = real_tensor("b", b, 1)
+    b = wide(real_tensor("b", b, 1))
     wbar, M = real_tensor("wbar", wbar, 1).to(b), real_tensor("M", M, 2).to(b)
     D = len(b)
     if wbar.shape != (D,) or M.shape != (D, D):
