@@ -11,6 +11,8 @@ from torch.func import functional_call
 from hypercrl import (
     EWC,
     Coreset,
+    HyperNetwork,
+    OutputRegularizer,
     PathImportance,
     SynapticIntelligence,
     diagonal_fisher,
@@ -40,6 +42,36 @@ def test_fisher_is_the_mean_of_squared_gradients_of_single_samples(chunk_size):
         diagonal_fisher(half_squares(model), dict(model.named_parameters()), (x, y[:5]))
     with pytest.raises(ValueError, match="finite gradients"):
         diagonal_fisher(half_squares(model), dict(model.named_parameters()), (x, y * torch.nan))
+
+
+def test_fisher_of_generated_weights_leaves_buffers_alone():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    hnet = HyperNetwork(model, generator=seeded())
+    weights = hnet(hnet.add_task(seeded(1)))
+    x, y = batch(6, torch.float32)
+    found = diagonal_fisher(lambda w, x, y: half_squares(model)(w, x[None], y), weights, (x, y))
+    assert list(found) == list(hnet.shapes)
+    slopes = functional_call(model, weights, (x,)).detach() - y
+    torch.testing.assert_close(found["2.bias"], slopes.square().mean(dim=0))
+    OutputRegularizer(hnet, hnet.add_task(), importance=[found])
+    with pytest.raises(TypeError, match="batch must hold tensors with a dimension of samples, got ndarray"):
+        diagonal_fisher(half_squares(model), weights, (x.numpy(), y))
+
+
+def test_gradients_that_are_not_finite_are_no_importance():
+    path = PathImportance({"w": torch.zeros(2)})
+    path.observe({"w": torch.zeros(2)}, {"w": torch.tensor([1.0, torch.nan])})
+    with pytest.raises(ValueError, match="gradients must be finite"):
+        path.importance({"w": torch.ones(2)})
+
+
+def test_the_state_of_other_weights_is_refused():
+    path = PathImportance({"a": torch.zeros(2), "b": torch.zeros(2)})
+    with pytest.raises(ValueError, match="saved with weights="):
+        PathImportance({"a": torch.zeros(2), "c": torch.zeros(2)}).load_state_dict(path.state_dict())
+    for kind in (EWC, SynapticIntelligence):
+        with pytest.raises(ValueError, match="saved with parameters="):
+            kind(nn.Linear(4, 1), 1.0).load_state_dict(kind(nn.Linear(1, 4, bias=True), 1.0).state_dict())
 
 
 def test_ewc_is_the_sum_of_its_tasks_parabolas():
@@ -171,6 +203,14 @@ def test_a_coreset_refuses_what_does_not_fit():
     coreset.add_task(torch.zeros(5, 1))
     with pytest.raises(ValueError, match="must be 1 tensors as for the tasks before"):
         coreset.add_task(torch.zeros(5, 1), torch.zeros(5))
+    with pytest.raises(TypeError, match=r"must be torch\.float32 as for the tasks before, got torch\.int64"):
+        coreset.add_task(torch.zeros(5, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"must be \(n, \*\(1,\)\) as for the tasks before, got \(5, 2\)"):
+        coreset.add_task(torch.zeros(5, 2))
+    with pytest.raises(TypeError, match="must be tensors with a dimension of samples, got ndarray"):
+        coreset.add_task(torch.zeros(5, 1).numpy())
+    with pytest.raises(TypeError, match="must be tensors with a dimension of samples, got Tensor"):
+        coreset.add_task(torch.tensor(1.0))
     with pytest.raises(ValueError, match="saved with size=3"):
         Coreset(2).load_state_dict(coreset.state_dict())
 

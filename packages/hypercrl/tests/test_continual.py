@@ -3,13 +3,13 @@ import io
 
 import pytest
 import torch
-from helpers import batch, make, mlp, naive_step, optimizers, seeded, squared, train
+from helpers import Counting, batch, make, mlp, naive_step, optimizers, seeded, squared, train
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from hypercrl import OutputRegularizer, PathImportance, continual_step
+from hypercrl import HyperNetwork, OutputRegularizer, PathImportance, continual_step
 
 kinds = pytest.mark.parametrize("kind", ["plain", "chunked"])
 
@@ -222,6 +222,40 @@ def test_a_run_resumed_in_the_middle_of_a_task_is_the_same_run(kind, flags):
     assert torch.equal(path.path, track.path)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_step_without_gradients_is_refused(mode):
+    with mode(), pytest.raises(ValueError, match="must be called with gradients on"):
+        one_step(lambda h, m: {})
+
+
+@kinds
+def test_buffers_that_a_pass_sets_anew_belong_to_their_task(kind):
+    model = Counting().double()
+    hnet = make(kind, model=model)[1]
+    x, y = batch()
+    for task, steps in ((1, 2), (2, 3)):
+        for _ in range(steps):
+            continual_step(hnet, task, squared(model, x, y), *optimizers(hnet, task))
+    assert [int(hnet.buffers_of(task)["calls"]) for task in range(3)] == [0, 2, 3]
+    torch.testing.assert_close(hnet.buffers_of(2)["mean"], 0.875 * x.mean(dim=0))
+    assert model.calls == 0
+
+
+def test_importance_comes_back_with_the_state():
+    _, hnet = make()
+    importance = torch.rand(2, 32, generator=seeded(), dtype=torch.float64)
+    state = OutputRegularizer(hnet, 2, importance=importance).state_dict()
+    again = OutputRegularizer(hnet, 2)
+    again.load_state_dict(state)
+    assert torch.equal(again.importance, importance)
+    with torch.no_grad():
+        hnet.theta()[0].add_(0.1)
+    assert again.loss() == OutputRegularizer.loss(again) > 0
+    again.load_state_dict(state)
+    with pytest.raises(ValueError, match="saved without importance"):
+        again.load_state_dict(OutputRegularizer(hnet, 2).state_dict())
+
+
 def test_the_state_of_other_flags_is_refused():
     _, hnet = make()
     state = OutputRegularizer(hnet, 2, beta=0.3).state_dict()
@@ -314,6 +348,16 @@ def one_step(change):
             "finite loss, got nan",
         ),
         (
+            lambda h, m: {"task_loss_fn": lambda w: (0 * w["0.bias"]).square().sum().sqrt()},
+            ValueError,
+            "finite gradients, some are not",
+        ),
+        (
+            lambda h, m: {"theta_optimizer": torch.optim.NAdam(h.theta())},
+            TypeError,
+            "got NAdam: pass fallback",
+        ),
+        (
             lambda h, m: {"theta_optimizer": torch.optim.Adam(h.theta()[1:])},
             ValueError,
             "1 parameters are missing",
@@ -372,6 +416,8 @@ def test_bad_options_of_the_regulariser_are_named(options, match):
     _, hnet = make()
     with pytest.raises(ValueError, match=match):
         OutputRegularizer(hnet, 2, **options)
+    with pytest.raises(TypeError, match="importance must be a tensor or a sequence of mappings, got dict"):
+        OutputRegularizer(hnet, 2, importance=hnet(0))
     with pytest.raises(ValueError, match="task_id must be one of"):
         OutputRegularizer(hnet, 3)
     with pytest.raises(TypeError, match="hnet must be a HyperNetwork"):
@@ -409,3 +455,19 @@ def test_ranks_average_the_tasks_gradients(monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", lambda flat: flat[-1:].add_(1.0))
     with pytest.raises(ValueError, match="task_id must be the same on all ranks"):
         continual_step(hnet, 2, squared(model, x, y), *ours, OutputRegularizer(hnet, 2))
+
+
+def test_ranks_of_different_importance_stay_together(monkeypatch):
+    import torch.distributed as dist
+
+    model, hnet = make()
+    x, y = batch()
+    regularizer = OutputRegularizer(hnet, 2, importance=torch.ones(2, hnet.num_weights))
+    reduced = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda flat: reduced.append(flat.clone()) or flat.mul_(2))
+    continual_step(hnet, 2, squared(model, x, y), *optimizers(hnet, 2), regularizer)
+    assert [flat.dtype for flat in reduced] == [torch.float64] * 2
+    theta = sum(value.numel() for value in hnet.theta())
+    assert [len(flat) for flat in reduced] == [4 + theta + 1, theta + 1]

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypercrl.demo import conditions, demo
-from hypercrl.demo.learners import Setting
 from hypercrl.demo.tasks import CONFLICTING, cart_poles, own_robot
 from hypercrl.demo.training import choose
 
@@ -31,7 +30,8 @@ def made_up(**changes):
     """Rows that pass every clause, but for what is changed."""
     errors = {
         "HyperCRL, first order": 10.0, "HyperCRL, look-ahead": 11.0, "HyperCRL, chunked": 15.0,
-        "fine-tuning": 90.0, "plain fine-tuning": 80.0, "EWC": 30.0, "SI": 40.0, "coreset": 9.0, "single": 8.0,
+        "fine-tuning": 90.0, "plain fine-tuning": 80.0, "EWC": 30.0, "SI": 40.0, "coreset": 9.0,
+        "plain coreset": 9.5, "single": 8.0, "no change predicted": 101.0,
     }  # fmt: skip
     rewards = {"HyperCRL, first order": 60.0, "fine-tuning": 25.0, "plain fine-tuning": 20.0, "single": 62.0}
     for name, value in changes.items():
@@ -53,9 +53,12 @@ def test_rows_that_show_it_all_hold():
         ({"plain fine-tuning": 39.0}, "the tasks conflict"),
         ({"HyperCRL, first order": 12.5, "HyperCRL, look-ahead": 99.0}, "network for each task"),
         ({"coreset": 6.0}, "coreset"),
+        ({"plain coreset": 6.0}, "coreset"),
+        ({"EWC": 81.0, "SI": 81.0}, "better of EWC and SI errs less than fine-tuning"),
+        ({"no change predicted": 19.0}, "no change"),
         ({"HyperCRL, chunked": 41.0}, "chunked"),
         ({"SI": 9.0}, "better of EWC and SI"),
-        ({"fine-tuning": 19.0, "HyperCRL, chunked": 9.0}, "HyperCRL errs less than fine-tuning"),
+        ({"fine-tuning": 19.0, "HyperCRL, chunked": 9.0, "EWC": 18.0}, "HyperCRL errs less than fine-tuning"),
         ({"r plain fine-tuning": 61.0}, "fine-tuning"),
         ({"r single": 66.0}, "nearly"),
         ({"r HyperCRL, first order": None}, "planning"),
@@ -70,10 +73,10 @@ def test_each_clause_can_fail(changes, failing):
 @given(peak=st.floats(-2.0, 2.0))
 def test_a_choice_at_an_edge_widens_the_grid(peak):
     class Outcome:
-        def __init__(self, setting):
-            self.validation = abs(math.log10(setting.strength) - peak)
+        def __init__(self, strength):
+            self.validation = abs(math.log10(strength) - peak)
 
-    found, best = choose(Setting("EWC", 1e-3), (0.1, 1.0, 10.0), Outcome, widenings=3)
+    found, best = choose((0.1, 1.0, 10.0), Outcome, widenings=3)
     assert abs(math.log10(best) - peak) <= 0.5 + 1e-6
     assert min(found) < best < max(found)
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers import seeded
+from helpers import Counting, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -52,6 +52,93 @@ def test_an_offset_costs_no_digits_in_float32():
     assert normalizer.std(0).item() == pytest.approx(exact, rel=1e-3)
 
 
+@given(
+    offset=st.sampled_from([0.0, 1e4, 1e6]),
+    scale=st.sampled_from([1e-150, 1e-25, 0.01, 1e25, 1e150]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_any_scale_that_the_data_can_hold_is_normalised(offset, scale, dtype):
+    if scale in (1e-150, 1e150) and dtype == torch.float32:
+        return
+    x = (offset * min(scale, 1.0) + scale * torch.randn(500, 1, generator=seeded(), dtype=torch.float64)).to(
+        dtype
+    )
+    normalizer = TaskNormalizer(1)
+    normalizer.add_task()
+    for part in x.split(60):
+        normalizer.update(0, part)
+    wide = x.double() / scale
+    if dtype == torch.float64 or offset == 0:
+        expected = (wide - wide.mean()) / wide.std(unbiased=False)
+        torch.testing.assert_close(normalizer(0, x).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normalizer.std(0) / scale, wide.std(dim=0, unbiased=False), rtol=1e-6, atol=0)
+
+
+@given(
+    value=st.floats(-1e7, 1e7, width=32),
+    sizes=st.lists(st.integers(1, 999), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_a_feature_that_never_changed_is_only_centred(value, sizes, dtype):
+    normalizer = TaskNormalizer(1)
+    normalizer.add_task()
+    for size in sizes:
+        normalizer.update(0, torch.full((size, 1), value, dtype=dtype) / 3)
+    assert normalizer.std(0) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_and_sums_outlive_a_cast(dtype):
+    model = DynamicsModel(nn.Linear(3, 2), 2, 1)
+    x = 100 + torch.randn(5000, 3, generator=seeded())
+    model.observe(model.add_task(), x[:, :2], x[:, 2:])
+    model = model.to(dtype)
+    assert model.normalizer.count == 5000
+    torch.testing.assert_close(model.normalizer.mean[0], x.double().mean(0))
+    low = x.to(dtype)
+    loss = model.loss(dict(model.network.named_parameters()), 0, low[:, :2], low[:, 2:], low[:, :2] + 30)
+    exact = (
+        model.outputs(dict(model.network.named_parameters()), 0, low[:, :2], low[:, 2:]).float() - 30
+    ) ** 2
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.sum().item() / 2, rel=0.05)
+    flat = torch.full((3000, 2), 30.0, dtype=dtype)
+    zero = torch.zeros_like(flat)
+    assert torch.isfinite(gaussian_loss(flat, zero, zero))
+
+
+def test_statistics_can_be_made_in_inference_mode():
+    normalizer = TaskNormalizer(2)
+    with torch.inference_mode():
+        normalizer.update(normalizer.add_task(), torch.randn(9, 2, generator=seeded()))
+    normalizer.update(0, torch.randn(9, 2, generator=seeded(1)))
+    assert normalizer.count == 18
+
+
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float64, torch.float32), (torch.int64, torch.float32), (torch.float16,) * 2]
+)
+def test_states_of_any_dtype_meet_weights_of_another(dtypes):
+    model, (state, action) = DynamicsModel(nn.Linear(3, 2), 2, 1), (torch.ones(4, 2), torch.ones(4, 1))
+    model.observe(
+        model.add_task(), torch.randn(50, 2, generator=seeded()), torch.randn(50, 1, generator=seeded(1))
+    )
+    weights = dict(model.network.named_parameters())
+    found = model.predict(weights, 0, state.to(dtypes[0]), action.to(dtypes[1]))
+    torch.testing.assert_close(
+        found, model.predict(weights, 0, state, action), check_dtype=False, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_buffers_that_the_network_sets_anew_reach_the_mapping():
+    model = DynamicsModel(Counting(), 2, 1)
+    state, action = torch.randn(9, 2, generator=seeded()), torch.randn(9, 1, generator=seeded(1))
+    model.observe(model.add_task(), state, action)
+    weights = dict(model.network.state_dict())
+    model.loss(weights, 0, state, action, state)
+    assert weights["calls"] == 1
+
+
 def test_tasks_have_statistics_of_their_own_and_they_are_saved():
     normalizer = TaskNormalizer(2)
     for shift in (0.0, 5.0):
@@ -80,9 +167,14 @@ def test_bad_data_is_named():
         normalizer.update(0, torch.zeros(4, 3))
     with pytest.raises(ValueError, match="task_id must be one of the 1 tasks"):
         normalizer.update(1, torch.zeros(4, 2))
+    normalizer.update(0, torch.ones(4, 2))
+    with pytest.raises(ValueError, match=r"value must be \(\.\.\., 2\), got \(3, 1\)"):
+        normalizer(0, torch.zeros(3, 1))
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        TaskNormalizer(2, torch.float16)
     with pytest.raises(TypeError, match="batch must be a tensor"):
         normalizer.update(0, [[1.0, 2.0]])
-    assert normalizer.count[0] == 0
+    assert normalizer.count[0] == 4
 
 
 def model_of(probabilistic=False):
@@ -156,6 +248,16 @@ def test_shapes_that_do_not_fit_are_named():
     weights = dict(model.network.named_parameters())
     with pytest.raises(ValueError, match=r"state must be \(\.\.\., 3\)"):
         model.predict(weights, 0, state[:, :2], action)
+    with pytest.raises(ValueError, match=r"action must be \(7, 2\), got \(5, 2\)"):
+        model.predict(weights, 0, state, action[:5])
+    with pytest.raises(TypeError, match="action must be a tensor, got ndarray"):
+        model.predict(weights, 0, state, action.numpy())
+    with pytest.raises(TypeError, match="angles must be a sequence of integers, got 0"):
+        DynamicsModel(nn.Linear(6, 3), 3, 2, angles=0)
+    with pytest.raises(ValueError, match="low must be below high"):
+        bounded_log_variance(state, 1.0, -1.0)
+    with pytest.raises(ValueError, match="weights must name at least one floating tensor"):
+        weight_l1({})
     with pytest.raises(ValueError, match=r"next_state must be \(7, 3\)"):
         model.loss(weights, 0, state, action, next_state[:, :1])
     with pytest.raises(ValueError, match="of one length, got 7 and 5"):

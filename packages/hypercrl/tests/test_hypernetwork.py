@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import batch, make, mlp, seeded, squared
+from helpers import Counting, batch, make, mlp, seeded, squared
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -176,6 +176,56 @@ def test_normalisation_layers_start_as_such_and_keep_statistics_for_each_task():
     shared = HyperNetwork(model, buffers="shared")
     shared.add_task()
     assert list(shared(0)) == list(shared.shapes)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 1, 1), (6, 1, 1), (1, 1, 6), (6, 1)])
+def test_a_scale_of_any_shape_starts_at_the_targets_values(shape):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.full(shape, 1.5)), nn.Parameter(torch.zeros(shape))
+            self.matrix = nn.Parameter(torch.ones(1, 6))
+
+    hnet = HyperNetwork(Scale(), generator=seeded())
+    weights = hnet(hnet.add_task(seeded(1)))
+    assert torch.equal(weights["scale"], torch.full(shape, 1.5))
+    assert torch.equal(weights["shift"], torch.zeros(shape))
+    assert weights["matrix"].std() > 0.1
+
+
+@kinds
+@pytest.mark.parametrize(
+    ("task", "error", "match"),
+    [
+        (torch.arange(4), TypeError, "real floats, got torch.int64"),
+        (torch.zeros(4, dtype=torch.complex64), TypeError, "real floats, got torch.complex64"),
+        (torch.zeros((), dtype=torch.complex64), TypeError, "real floats, got torch.complex64"),
+        (torch.tensor(True), TypeError, "task_id must be an integer"),
+        (torch.tensor(1.0), ValueError, r"embeddings must be \(\.\.\., 4\)"),
+        ([0, 1], TypeError, "task_id must be an integer"),
+        (torch.tensor(3), ValueError, "task_id must be one of the 3 tasks"),
+    ],
+)
+def test_what_is_neither_an_id_nor_embeddings_is_refused(kind, task, error, match):
+    _, hnet = make(kind)
+    with pytest.raises(error, match=match):
+        hnet(task)
+    assert torch.equal(hnet(torch.tensor(1))["0.bias"], hnet(1)["0.bias"])
+    with pytest.raises(TypeError, match="embeddings must be a tensor of real floats, got list"):
+        hnet.forward_flat([[0.0] * 4])
+
+
+def test_buffers_that_a_pass_sets_anew_are_put_back_by_hand():
+    model = Counting()
+    hnet = HyperNetwork(model, generator=seeded())
+    hnet.add_task(), hnet.add_task()
+    weights = hnet(1)
+    functional_call(model, weights, (torch.ones(4, 3),))
+    hnet.store_buffers(1, weights)
+    assert torch.equal(hnet.buffers_of(1)["mean"], torch.full((3,), 0.5))
+    assert [int(hnet.buffers_of(task)["calls"]) for task in (0, 1)] == [0, 1]
+    with pytest.raises(ValueError, match=r"weights\['mean'\] must stay \(3,\), it has become \(2,\)"):
+        hnet.store_buffers(1, weights | {"mean": torch.zeros(2)})
 
 
 @pytest.mark.parametrize(

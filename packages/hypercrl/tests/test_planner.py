@@ -207,13 +207,36 @@ def test_bad_options_are_named(options, error, match):
         CEMPlanner(linear, quadratic, **options)
 
 
+def test_bounds_and_start_come_from_a_box():
+    box = gymnasium.spaces.Box(-2.0, 2.0, (2,))
+    target = torch.tensor([1.5, -1.2])
+    planner = CEMPlanner(
+        lambda x, u: x + u, lambda x, u: (x - target).square().sum(-1), 1, box.low, box.high, 300, 20,
+        initial_mean=np.array([0.2, -0.1]), initial_std=box.high / 2,
+    )  # fmt: skip
+    assert torch.equal(planner.initial_mean, torch.tensor([0.2, -0.1]))
+    action = planner.plan(np.zeros((3, 2)), seeded())
+    np.testing.assert_allclose(action, target.expand(3, 2), atol=0.1)
+
+
+def test_states_that_cannot_be_planned_for_are_named():
+    planner = CEMPlanner(linear, quadratic, 2, -1.0, 1.0, 9, 3)
+    with pytest.raises(ValueError, match="state must be finite, state 1 is not"):
+        planner.plan([[0.0, 0.0], [torch.nan, 0.0]])
+    with pytest.raises(TypeError, match="state must be an array, got a mapping"):
+        planner.plan({"observation": np.zeros(2)})
+
+
 def test_functions_of_the_wrong_shape_are_named():
     flat = CEMPlanner(lambda x, u: x[:, 0], quadratic, 2, -1.0, 1.0, 9, 3)
-    with pytest.raises(ValueError, match=r"dynamics must return \(3, 9, 2\), got \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"dynamics must return a tensor \(3, 9, 2\), got \(3, 2\)"):
         flat.plan(STATES)
     column = CEMPlanner(lambda x, u: x, lambda x, u: x[..., :1], 2, -1.0, 1.0, 9, 3)
-    with pytest.raises(ValueError, match=r"cost must return \(3, 9\), got \(3, 9, 1\)"):
+    with pytest.raises(ValueError, match=r"cost must return a tensor \(3, 9\), got \(3, 9, 1\)"):
         column.plan(STATES)
+    pair = CEMPlanner(lambda x, u: (x, u), quadratic, 2, -1.0, 1.0, 9, 3)
+    with pytest.raises(ValueError, match=r"dynamics must return a tensor \(3, 9, 2\), got tuple"):
+        pair.plan(STATES)
 
 
 # --- environments -------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class EWC(nn.Module):
             fisher: Fisher information by parameter name, as `diagonal_fisher` returns it; no name, no pin.
 
         Raises:
-            ValueError: If a value has the wrong shape, or is negative or not finite.
+            ValueError: If a name is unknown, or a value has the wrong shape, or is negative or not finite.
         """
         added = _flat(_checked("fisher", fisher, self._named)).to(self.precision.dtype)
         value = _flat(self._named).detach()
@@ -75,12 +75,12 @@ class EWC(nn.Module):
         return 0.5 * self.strength * ((self.precision * off.square()).sum() + self.constant[0])
 
     def get_extra_state(self) -> Tensor:
-        """Return the strength as a tensor."""
-        return pack({"strength": self.strength})
+        """Return the strength and the parameters' names as a tensor."""
+        return pack(_configuration(self.strength, self._named))
 
     def set_extra_state(self, state: Any) -> None:
-        """Refuse the state of another strength."""
-        check_same("EWC", state, {"strength": self.strength})
+        """Refuse the state of another strength or of other parameters."""
+        check_same("EWC", state, _configuration(self.strength, self._named))
 
 
 class SynapticIntelligence(nn.Module):
@@ -147,12 +147,12 @@ class SynapticIntelligence(nn.Module):
         return self.strength * (self.omega * (_flat(self._named) - self.center).square()).sum()
 
     def get_extra_state(self) -> Tensor:
-        """Return the strength as a tensor."""
-        return pack({"strength": self.strength})
+        """Return the strength and the parameters' names as a tensor."""
+        return pack(_configuration(self.strength, self._named))
 
     def set_extra_state(self, state: Any) -> None:
-        """Refuse the state of another strength."""
-        check_same("SynapticIntelligence", state, {"strength": self.strength})
+        """Refuse the state of another strength or of other parameters."""
+        check_same("SynapticIntelligence", state, _configuration(self.strength, self._named))
 
 
 class Coreset(nn.Module):
@@ -187,8 +187,14 @@ class Coreset(nn.Module):
             generator: Source of the choice.
 
         Raises:
+            TypeError: If one is no tensor, or has another dtype than for the tasks before.
             ValueError: If there is no tensor, lengths differ or are below `size`, or other tasks had other tensors.
         """
+        for value in data:
+            if not isinstance(value, Tensor) or value.ndim < 1:
+                raise TypeError(
+                    f"data must be tensors with a dimension of samples, got {type(value).__name__}"
+                )
         lengths = {len(value) for value in data}
         if len(lengths) != 1 or min(lengths) < self.size:
             raise ValueError(
@@ -197,6 +203,13 @@ class Coreset(nn.Module):
         kept = self._columns()
         if self.num_tasks and len(kept) != len(data):
             raise ValueError(f"data must be {len(kept)} tensors as for the tasks before, got {len(data)}")
+        for old, value in zip(kept, data, strict=False):
+            if old.dtype != value.dtype:
+                raise TypeError(f"data must be {old.dtype} as for the tasks before, got {value.dtype}")
+            if old.shape[2:] != value.shape[1:]:
+                raise ValueError(
+                    f"data must be (n, *{tuple(old.shape[2:])}) as for the tasks before, got {tuple(value.shape)}"
+                )
         device = "cpu" if generator is None else generator.device
         chosen = torch.randperm(*lengths, generator=generator, device=device)[: self.size]
         rows = [value.detach()[chosen.to(value.device)].clone()[None] for value in data]
@@ -264,6 +277,13 @@ def _trainable(module: nn.Module) -> dict[str, Tensor]:
     if not found:
         raise ValueError("module must have at least one trainable parameter, got none")
     return found
+
+
+def _configuration(strength: float, named: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {
+        "strength": strength,
+        "parameters": [[name, list(value.shape)] for name, value in named.items()],
+    }
 
 
 def _flat(named: Mapping[str, Tensor]) -> Tensor:

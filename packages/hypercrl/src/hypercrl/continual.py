@@ -46,7 +46,7 @@ def continual_step(
 
     Make both optimizers anew for each task: Adam's moments of the old task would move `theta` against it. In a
     `torch.distributed` job the task's gradients are averaged over the ranks, which must learn the same task; do not
-    wrap the hypernetwork in DistributedDataParallel as well.
+    wrap the hypernetwork in DistributedDataParallel as well. Make it, and its tasks, from the same seed on every rank.
 
     Args:
         hnet: The hypernetwork.
@@ -62,14 +62,15 @@ def continual_step(
         path: Gathers the importance of the generated weights, for a regulariser with synaptic intelligence.
         fallback: Look-ahead of optimizers that `lookahead_delta` does not know.
         generator: Source of the regulariser's random subset.
-        check_finite: Refuse a loss of NaN or infinity before anything is changed; this waits for the device.
+        check_finite: Refuse a loss or a gradient of NaN or infinity before anything is changed; this waits for the
+            device.
 
     Returns:
         `"task_loss"` and `"regularizer"` (times `batch_size`), detached scalars.
 
     Raises:
         ValueError: If an optimizer holds the wrong parameters, the regulariser is of another task or hypernetwork, or
-            the loss is no scalar, not finite, or independent of the weights.
+            the loss is no scalar, not finite, or independent of the weights, or gradients are switched off.
         TypeError: If the optimizer's look-ahead is unknown and there is no `fallback`.
 
     Examples:
@@ -100,6 +101,10 @@ def continual_step(
         active and regularizer is not None and regularizer.backprop_delta and bool(regularizer.lookahead)
     )
 
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            "continual_step must be called with gradients on, not under no_grad or inference_mode"
+        )
     theta_optimizer.zero_grad(set_to_none=True)
     embedding_optimizer.zero_grad(set_to_none=True)
     weights = inner(task_id)
@@ -113,6 +118,14 @@ def continual_step(
         raise ValueError("task_loss_fn must return a loss that depends on the weights it is given")
     held = [value for group in theta_optimizer.param_groups for value in group["params"]]
     _average_over_ranks([embedding, *held], task_id)
+    if check_finite:
+        _check_gradients([embedding, *held])
+    delta = None
+    if active and regularizer is not None and regularizer.lookahead == "sgd":
+        delta = sgd_delta(theta_optimizer, gradients or _gradients(held))
+    elif active and regularizer is not None and regularizer.lookahead:
+        delta = lookahead_delta(theta_optimizer, gradients, fallback=fallback)
+    inner.store_buffers(task_id, weights)
 
     if clip is not None:
         nn.utils.clip_grad_norm_([embedding], clip)
@@ -120,15 +133,10 @@ def continual_step(
 
     penalty = torch.zeros_like(loss, dtype=torch.promote_types(loss.dtype, torch.float32))
     if active and regularizer is not None:
-        delta = None
-        if regularizer.lookahead == "sgd":
-            delta = sgd_delta(theta_optimizer, gradients or _gradients(held))
-        elif regularizer.lookahead:
-            delta = lookahead_delta(theta_optimizer, gradients, fallback=fallback)
         penalty = batch_size * regularizer.loss(delta, generator)
         penalty.backward(inputs=[value for value in _pulled(inner, regularizer) if value.requires_grad])
-        if regularizer.max_tasks is not None:
-            _average_over_ranks(held, task_id)  # each rank may have drawn a subset of its own
+        if regularizer.max_tasks is not None or regularizer.importance is not None:
+            _average_over_ranks(held, task_id)  # each rank may have a subset or an importance of its own
     if clip is not None:
         nn.utils.clip_grad_norm_([value for value in held if value.grad is not None], clip)
     theta_optimizer.step()
@@ -175,6 +183,12 @@ def _checked_loss(loss: Any, check_finite: bool) -> Tensor:
     return loss.reshape(())
 
 
+def _check_gradients(parameters: Iterable[Tensor]) -> None:
+    gradients = [value.grad for value in parameters if value.grad is not None]
+    if not bool(torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()):
+        raise ValueError("task_loss_fn must have finite gradients, some are not; nothing was changed")
+
+
 def _check_optimizers(
     hnet: HyperNetwork,
     embedding: Tensor,
@@ -219,13 +233,15 @@ def _average_over_ranks(parameters: Iterable[Tensor], task_id: int) -> None:
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     gradients = [value.grad for value in parameters if value.grad is not None]
-    flat = torch.cat(
-        [*(value.flatten().float() for value in gradients), gradients[0].new_tensor([task_id]).float()]
-    )
+    dtype = torch.float32
+    for value in gradients:
+        dtype = torch.promote_types(dtype, value.dtype)
+    pieces = [value.flatten().to(dtype) for value in gradients]
+    flat = torch.cat([*pieces, pieces[0].new_tensor([task_id])])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     if float(flat[-1]) != int(task_id):
         raise ValueError(f"task_id must be the same on all ranks, here it is {int(task_id)}")
-    pieces = flat[:-1].split([value.numel() for value in gradients])
-    for value, piece in zip(gradients, pieces, strict=True):
+    averages = flat[:-1].split([value.numel() for value in gradients])
+    for value, piece in zip(gradients, averages, strict=True):
         value.copy_(piece.view_as(value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,23 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hypercrl._checks import check_same, integer, number, pack, real_batch
+from hypercrl._checks import check_same, choice, integer, number, pack, real_batch
 
 MAX_LOG_VARIANCE, MIN_LOG_VARIANCE = 0.5, -10.0
+_ROUNDING = 8  # units in the last place by which the mean of equal numbers may be off
 
 
 class TaskNormalizer(nn.Module):
     """Running mean and standard deviation of inputs, kept apart for each task.
 
-    The paper's `2 (S + A)` numbers for each task. Batches are merged about their own means (Chan et al., 1979), so
-    that a large offset costs no digits. A feature that never changed is only centred.
+    The paper's `2 (S + A)` numbers for each task. Batches are merged about their own means (Chan et al., 1979) in
+    float64, so that neither a large offset nor a small scale costs digits. A feature that never changed is only
+    centred.
 
     Args:
         features: Number of features.
-        dtype: Of the statistics, at least float32.
+        dtype: Of the statistics, which keep it when the module is cast: float64, or float32 for devices without it.
 
     Raises:
-        ValueError: If `features` < 1.
+        ValueError: If `features` < 1 or `dtype` is another.
 
     Examples:
         >>> normalizer = TaskNormalizer(2)
@@ -40,10 +42,11 @@ class TaskNormalizer(nn.Module):
     mean: Tensor
     squares: Tensor
 
-    def __init__(self, features: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, features: int, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         self.features = integer("features", features, 1)
-        self.register_buffer("count", torch.zeros(0, dtype=torch.float64))
+        choice("dtype", dtype, (torch.float64, torch.float32))
+        self.register_buffer("count", torch.zeros(0, dtype=dtype))
         self.register_buffer("mean", torch.zeros(0, self.features, dtype=dtype))
         self.register_buffer("squares", torch.zeros(0, self.features, dtype=dtype))
         self._filled: set[int] = set()  # tasks with data: asking the device in each call would wait for it
@@ -55,10 +58,15 @@ class TaskNormalizer(nn.Module):
 
     def add_task(self) -> int:
         """Add a task without data, and return its id."""
-        for name in ("count", "mean", "squares"):
-            value = getattr(self, name)
-            setattr(self, name, torch.cat([value, value.new_zeros(1, *value.shape[1:])]))
+        with torch.inference_mode(False):
+            for name in ("count", "mean", "squares"):
+                value = getattr(self, name)
+                setattr(self, name, torch.cat([value, value.new_zeros(1, *value.shape[1:])]))
         return self.num_tasks - 1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskNormalizer:
+        # A model cast to bfloat16 keeps its statistics: only the device follows.
+        return super()._apply(lambda value: value.to(fn(value[:0]).device), recurse)
 
     @torch.no_grad()
     def update(self, task_id: int, batch: Tensor) -> None:
@@ -88,24 +96,29 @@ class TaskNormalizer(nn.Module):
         """Return a task's (biased) standard deviations, 1 where a feature never changed."""
         task_id = self._task(task_id)
         variance = self.squares[task_id] / self.count[task_id].clamp(min=1).to(self.squares.dtype)
-        still = variance <= (torch.finfo(variance.dtype).eps * self.mean[task_id]).square()
+        still = variance <= (_ROUNDING * torch.finfo(variance.dtype).eps * self.mean[task_id]).square()
         return variance.masked_fill(still, 1.0).sqrt()
 
     def forward(self, task_id: int, value: Tensor) -> Tensor:
-        """Return `(value - mean) / std` of a task, in the dtype of `value`.
+        """Return `(value - mean) / std` of a task, in the dtype of `value`, computed in float32 at least.
 
         Args:
             task_id: The task.
             value: (..., features).
 
         Raises:
-            ValueError: If the task is unknown or has no data yet.
+            ValueError: If the task is unknown or has no data yet, or `value` has another size.
         """
         task_id = self._task(task_id)
         if task_id not in self._filled:
             raise ValueError(f"task_id must have data, task {task_id} has none: call update first")
+        if value.shape[-1:] != (self.features,):
+            raise ValueError(f"value must be (..., {self.features}), got {tuple(value.shape)}")
+        dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
         mean, std = self.mean[task_id], self.std(task_id)
-        return ((value.to(torch.promote_types(value.dtype, mean.dtype)) - mean) / std).to(value.dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        std = std.to(wide).clamp(min=torch.finfo(wide).tiny)
+        return ((value.to(wide) - mean.to(wide)) / std).to(dtype)
 
     def _task(self, task_id: int) -> int:
         found = integer("task_id", task_id, 0)
@@ -162,6 +175,8 @@ class DynamicsModel(nn.Module):
             integer("state_dim", state_dim, 1),
             integer("action_dim", action_dim, 1),
         )
+        if isinstance(angles, (str, int)):
+            raise TypeError(f"angles must be a sequence of integers, got {angles!r}")
         self.angles = tuple(integer("angles", one, 0) for one in angles)
         if any(one >= self.state_dim for one in self.angles) or len(set(self.angles)) < len(self.angles):
             raise ValueError(
@@ -206,18 +221,27 @@ class DynamicsModel(nn.Module):
         """Return what the network says of transitions, (..., num_outputs).
 
         Args:
-            weights: Weights (and buffers) of the network, as `hnet(task_id)` returns them.
+            weights: Weights (and buffers) of the network, as `hnet(task_id)` returns them. Normalised inputs are cast
+                to their dtype.
             task_id: The task whose statistics normalise the inputs.
             state: (..., S).
             action: (..., A).
 
         Raises:
+            TypeError: If a state or an action is no tensor.
             ValueError: If a shape is wrong, or the network returns another size.
         """
         self._check_last("state", state, self.state_dim)
         self._check_last("action", action, self.action_dim)
+        if state.shape[:-1] != action.shape[:-1]:
+            raise ValueError(
+                f"action must be {(*state.shape[:-1], self.action_dim)}, got {tuple(action.shape)}"
+            )
         inputs = self.normalizer(task_id, self._features(state, action))
-        found = functional_call(self.network, dict(weights), (inputs.flatten(0, -2),))
+        dtype = next((one.dtype for one in weights.values() if one.is_floating_point()), inputs.dtype)
+        # The mapping itself, since `functional_call` writes into it the buffers that the network sets anew.
+        named = weights if isinstance(weights, dict) else dict(weights)
+        found = functional_call(self.network, named, (inputs.to(dtype).flatten(0, -2),))
         if not isinstance(found, Tensor) or found.shape[1:] != (self.num_outputs,):
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"network must return a tensor (batch, {self.num_outputs}), got {got}")
@@ -286,12 +310,14 @@ class DynamicsModel(nn.Module):
 
     @staticmethod
     def _check_last(name: str, value: Tensor, size: int) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if value.ndim < 2 or value.shape[-1] != size:
             raise ValueError(f"{name} must be (..., {size}) with a batch, got {tuple(value.shape)}")
 
 
 def squared_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the squared error summed over the batch, its mean over features.
+    """Return the squared error summed over the batch, its mean over features; in float32 at least.
 
     Args:
         prediction: (batch, S).
@@ -305,7 +331,7 @@ def squared_loss(prediction: Tensor, target: Tensor) -> Tensor:
         tensor(3.)
     """
     _check_shapes(prediction, target)
-    return (prediction - target).square().sum() / target.shape[-1]
+    return (_widened(prediction) - target).square().sum() / target.shape[-1]
 
 
 def bounded_log_variance(
@@ -321,16 +347,21 @@ def bounded_log_variance(
         low: Lower bound.
         high: Upper bound.
 
+    Raises:
+        ValueError: If the bounds are out of order.
+
     Examples:
         >>> bounded_log_variance(torch.tensor([-1e3, 1e3]))
         tensor([-10.0000,   0.5000])
     """
+    if not low < high:
+        raise ValueError(f"low must be below high, got {low:g} and {high:g}")
     upper = high - F.softplus(high - log_variance)
     return low + F.softplus(upper - low)
 
 
 def gaussian_loss(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
-    r"""Return the loss of a probabilistic model, summed over the batch.
+    r"""Return the loss of a probabilistic model, summed over the batch; in float32 at least.
 
     $$\frac{1}{S} \sum (\mu - y)^2 e^{-v} + v + 0.01 \, S \, (v_{max} - v_{min})$$
 
@@ -347,8 +378,8 @@ def gaussian_loss(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
     """
     _check_shapes(mean, target)
     _check_shapes(log_variance, target)
-    bounded, size = bounded_log_variance(log_variance), target.shape[-1]
-    fit = ((mean - target).square() * torch.exp(-bounded) + bounded).sum() / size
+    bounded, size = bounded_log_variance(_widened(log_variance)), target.shape[-1]
+    fit = ((_widened(mean) - target).square() * torch.exp(-bounded) + bounded).sum() / size
     return fit + 0.01 * size * (MAX_LOG_VARIANCE - MIN_LOG_VARIANCE)
 
 
@@ -360,7 +391,7 @@ def weight_l1(weights: Mapping[str, Tensor], strength: float = 1.0) -> Tensor:
         strength: >= 0.
 
     Raises:
-        ValueError: If `strength` is negative.
+        ValueError: If `strength` is negative or no weight is given.
 
     Examples:
         >>> weight_l1({"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([3.0])}, 0.5)
@@ -372,7 +403,13 @@ def weight_l1(weights: Mapping[str, Tensor], strength: float = 1.0) -> Tensor:
     ]
     if not pieces:
         pieces = [value.abs().sum() for value in weights.values() if value.is_floating_point()]
+    if not pieces:
+        raise ValueError("weights must name at least one floating tensor, got none")
     return strength * torch.stack(pieces).sum()
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _check_shapes(prediction: Tensor, target: Tensor) -> None:

@@ -212,8 +212,7 @@ class HyperNetwork(nn.Module):
                 raise ValueError(
                     f"init='target' needs the value of {name!r}: hand over the module or its tensors"
                 )
-            # A bias or a scale has one number a row; that of weight normalisation is (rows, 1).
-            if self.init == "target" or len(shape) < 2 or (value is not None and shape[1:].numel() == 1):
+            if self.init == "target" or _is_vector(shape, value is not None):
                 started.add(name)
                 part.copy_(torch.zeros_like(part) if value is None else value.detach().flatten())
         return started
@@ -274,7 +273,10 @@ class HyperNetwork(nn.Module):
         return [*self.weights, *self.biases]
 
     def buffers_of(self, task_id: int) -> dict[str, Tensor]:
-        """Return a task's own buffers by the target's names. They are no copies: a forward pass updates them.
+        """Return a task's own buffers by the target's names. They are no copies: a forward pass updates them in place.
+
+        A module that sets a buffer anew instead leaves it in the mapping that `functional_call` was given:
+        `continual_step` puts it back, and `store_buffers` does so in a loop of your own.
 
         Raises:
             ValueError: If there is no such task.
@@ -282,7 +284,27 @@ class HyperNetwork(nn.Module):
         task_id = self._task(task_id)
         return {name: getattr(self, f"buffer_{task_id}_{i}") for i, name in enumerate(self._buffer_names)}
 
-    def _task(self, task_id: int) -> int:
+    @torch.no_grad()
+    def store_buffers(self, task_id: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep a task's buffers that a forward pass set anew.
+
+        Args:
+            task_id: The task.
+            weights: What was handed to `functional_call`, after the call.
+
+        Raises:
+            ValueError: If there is no such task, or a buffer's shape has changed.
+        """
+        for name, buffer in self.buffers_of(task_id).items():
+            found = weights.get(name, buffer)
+            if found.shape != buffer.shape:
+                raise ValueError(
+                    f"weights[{name!r}] must stay {tuple(buffer.shape)}, it has become {tuple(found.shape)}"
+                )
+            if found is not buffer:
+                buffer.copy_(found)
+
+    def _task(self, task_id: int | Tensor) -> int:
         found = integer("task_id", task_id, 0)
         if found >= self.num_tasks:
             raise ValueError(f"task_id must be one of the {self.num_tasks} tasks added so far, got {found}")
@@ -301,14 +323,17 @@ class HyperNetwork(nn.Module):
             Weights by name, (..., *shape), then the task's buffers.
 
         Raises:
+            TypeError: If `task` is neither an integer nor real floats.
             ValueError: If the task is unknown or an embedding has another size.
         """
-        if isinstance(task, Tensor) and (task.is_floating_point() or task.ndim > 0):
+        # One number of an integer dtype is an id; all else that is a tensor must be embeddings.
+        if isinstance(task, Tensor) and (task.ndim > 0 or task.dtype.is_floating_point or task.is_complex()):
             return self.unflatten(self.forward_flat(task, delta))
-        embedding = self.embedding(int(task) if isinstance(task, Tensor) else task)
+        task_id = self._task(task)
+        embedding = self.embedding(task_id)
         if delta and embedding in delta:
             embedding = embedding + delta[embedding]  # type: ignore[assignment]
-        return self.unflatten(self.forward_flat(embedding, delta)) | self.buffers_of(int(task))
+        return self.unflatten(self.forward_flat(embedding, delta)) | self.buffers_of(task_id)
 
     def forward_flat(self, embeddings: Tensor, delta: Delta | None = None) -> Tensor:
         """Generate the weights of many embeddings in one call, as `OutputRegularizer` does.
@@ -321,8 +346,12 @@ class HyperNetwork(nn.Module):
             All weights in the order of `shapes`, (..., num_weights), in the hypernetwork's dtype.
 
         Raises:
-            ValueError: If the embeddings have another size.
+            TypeError: If the embeddings are no tensor of real floats.
+            ValueError: If they have another size.
         """
+        if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
+            got = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
+            raise TypeError(f"embeddings must be a tensor of real floats, got {got}")
         if embeddings.shape[-1:] != (self.embedding_dim,):
             raise ValueError(f"embeddings must be (..., {self.embedding_dim}), got {tuple(embeddings.shape)}")
         parameters: list[Tensor] = [*self.theta()]
@@ -524,6 +553,13 @@ def _shape(name: str, value: Any) -> torch.Size:
     if isinstance(value, (str, int)):
         raise TypeError(f"target[{name!r}] must be a shape, got {value!r}")
     return torch.Size(integer(f"target[{name!r}]", size, 0) for size in value)
+
+
+def _is_vector(shape: torch.Size, known: bool) -> bool:
+    """Say whether a weight is a bias or a scale: (n,), with weight normalisation (n, 1), for images (1, n, 1, 1)."""
+    if len(shape) < 2:
+        return True
+    return known and (shape[1:].numel() == 1 or (len(shape) > 2 and max(shape) == shape.numel()))
 
 
 def _fan_in(shape: torch.Size) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from hypercrl._checks import integer, number
+from hypercrl._checks import check_same, integer, number, pack
 
 
 def diagonal_fisher(
@@ -28,7 +28,8 @@ def diagonal_fisher(
 
     Args:
         loss_fn: `loss_fn(weights, *sample) -> scalar` for one sample **without** its batch dimension.
-        weights: Weights by name, a network's parameters or what a hypernetwork generates for a task.
+        weights: Weights by name, a network's parameters or what a hypernetwork generates for a task. Buffers among
+            them (what requires no gradient, where something does) are handed to `loss_fn` as they are.
         batch: Tensors whose first dimension is the samples'.
         chunk_size: Samples at a time; memory is `chunk_size` times the weights. `None` for all.
 
@@ -36,6 +37,7 @@ def diagonal_fisher(
         Mean squared gradients >= 0 by name, in float32 at least, detached.
 
     Raises:
+        TypeError: If the batch is not of tensors.
         ValueError: If the batch is empty, its tensors differ in length, or the result is not finite.
 
     Examples:
@@ -44,14 +46,23 @@ def diagonal_fisher(
         >>> diagonal_fisher(lambda w, x, y: 0.5 * (w["w"] * x - y).square().sum(), weights, (x, y))
         {'w': tensor([164.])}
     """
-    if isinstance(batch, Tensor):
-        batch = (batch,)
+    batch = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+    for value in batch:
+        if not isinstance(value, Tensor) or value.ndim < 1:
+            raise TypeError(
+                f"batch must hold tensors with a dimension of samples, got {type(value).__name__}"
+            )
     lengths = {len(value) for value in batch}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"batch must be tensors of one length > 0, got lengths {sorted(lengths)}")
     chunk_size = None if chunk_size is None else integer("chunk_size", chunk_size, 1)
-    fixed = {name: value.detach() for name, value in weights.items()}
-    slope = vmap(grad(loss_fn), in_dims=(None, *(0 for _ in batch)), randomness="different")
+    fixed = {name: value.detach() for name, value in _followed(weights).items()}
+    rest = {name: value.detach() for name, value in weights.items() if name not in fixed}
+
+    def loss_of_one(some: dict[str, Tensor], *sample: Tensor) -> Tensor:
+        return loss_fn({name: some.get(name, rest.get(name)) for name in weights}, *sample)
+
+    slope = vmap(grad(loss_of_one), in_dims=(None, *(0 for _ in batch)), randomness="different")
     total = {name: torch.zeros_like(value, dtype=_wide(value)) for name, value in fixed.items()}
     (count,) = lengths
     for start in range(0, count, chunk_size or count):
@@ -74,7 +85,7 @@ class PathImportance(nn.Module):
 
     Args:
         weights: Weights by name at the start of the task, as `hnet(task_id)` returns them. Those that require a
-            gradient are followed; all, if none does.
+            gradient are followed; all of floats, if none does.
         damping: `xi` > 0.
 
     Raises:
@@ -95,7 +106,7 @@ class PathImportance(nn.Module):
     def __init__(self, weights: Mapping[str, Tensor], damping: float = 0.1) -> None:
         super().__init__()
         self.damping = number("damping", damping, above=True)
-        weights = {name: value for name, value in weights.items() if value.requires_grad} or weights
+        weights = _followed(weights)
         self._shapes = {name: value.shape for name, value in weights.items()}
         with torch.inference_mode(False), torch.no_grad():
             flat = self._flat(weights).clone()
@@ -103,7 +114,6 @@ class PathImportance(nn.Module):
             self.register_buffer("last", flat.clone())
             self.register_buffer("gradient", torch.zeros_like(flat))
             self.register_buffer("path", torch.zeros_like(flat))
-        self.register_buffer("_damping", torch.tensor(self.damping, dtype=torch.float64))
 
     @torch.no_grad()
     def observe(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
@@ -132,10 +142,12 @@ class PathImportance(nn.Module):
             Numbers >= 0 by name.
 
         Raises:
-            ValueError: If a name is missing or a shape differs.
+            ValueError: If a name is missing, a shape differs, or a gradient was not finite.
         """
         flat = self._flat(weights)
         path = self.path - self.gradient * (flat - self.last)
+        if not bool(torch.isfinite(path).all()):
+            raise ValueError("gradients must be finite: those observed so far were not")
         found = path.clamp(min=0) / ((flat - self.start).square() + self.damping)
         pieces = found.split([shape.numel() for shape in self._shapes.values()])
         return {
@@ -150,13 +162,30 @@ class PathImportance(nn.Module):
         pieces = [values[name].detach().flatten() for name in self._shapes]
         return torch.cat([piece.to(_wide(piece)) for piece in pieces])
 
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "damping": self.damping,
+            "weights": [[name, list(shape)] for name, shape in self._shapes.items()],
+        }
+
+    def get_extra_state(self) -> Tensor:
+        """Return the damping and the weights' names as a tensor."""
+        return pack(self._configuration())
+
+    def set_extra_state(self, state: Any) -> None:
+        """Refuse the state of another damping or of other weights."""
+        check_same("PathImportance", state, self._configuration())
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state_dict.get(f"{prefix}_damping")
-        if saved is not None and float(saved) != self.damping:
-            raise ValueError(
-                f"state_dict was saved with damping={float(saved):g}, this has damping={self.damping:g}"
-            )
+        if (state := state_dict.get(f"{prefix}_extra_state")) is not None:
+            self.set_extra_state(state)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _followed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what requires a gradient, or where nothing does, all that could."""
+    floats = {name: value for name, value in weights.items() if value.is_floating_point()}
+    return {name: value for name, value in floats.items() if value.requires_grad} or floats
 
 
 def _wide(value: Tensor) -> torch.dtype:

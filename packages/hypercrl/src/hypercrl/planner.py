@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,7 +106,7 @@ class CEMPlanner:
         self.mean: Tensor | None = None
 
     def _per_action(self, name: str, value: Any) -> Tensor:
-        if not isinstance(value, (Tensor, Sequence)):
+        if not isinstance(value, (Tensor, Sequence, np.ndarray)):
             value = number(name, value, -math.inf)
         found = torch.as_tensor(value, device=self.action_low.device, dtype=self.action_low.dtype)
         if found.ndim > 1 or (found.ndim == 1 and found.shape != self.action_low.shape):
@@ -127,17 +128,21 @@ class CEMPlanner:
             Actions (N, A), or (A,) for one state.
 
         Raises:
+            TypeError: If `state` is a mapping.
             ValueError: If a state is not finite, cost or dynamics return a wrong shape, or no sample of a state has a
                 finite cost.
         """
         plain = not isinstance(state, Tensor)
+        if isinstance(state, Mapping):
+            raise TypeError("state must be an array, got a mapping: join its parts first")
         states = torch.as_tensor(state, device=self.action_low.device, dtype=self.action_low.dtype)
         if states.ndim == 0:
             raise ValueError("state must be (N, *S) or (S,), got a single number")
         single = states.ndim == 1
         states = states[None] if single else states
         if not bool(torch.isfinite(states).all()):
-            raise ValueError("state must be finite")
+            bad = int((~torch.isfinite(states.flatten(1))).any(dim=1).nonzero()[0, 0])
+            raise ValueError(f"state must be finite, state {bad} is not")
         sequence = self._optimize(states, generator)
         action = sequence[0, 0] if single else sequence[:, 0]
         return action.cpu().numpy() if plain else action
@@ -184,12 +189,10 @@ class CEMPlanner:
         states = states[:, None].expand(-1, self.num_samples, *states.shape[1:])
         shape, total = states.shape, torch.zeros(wanted, device=states.device, dtype=states.dtype)
         for action in actions.unbind(dim=2):
-            states = self.dynamics(states, action)
-            if states.shape != shape:
-                raise ValueError(f"dynamics must return {tuple(shape)}, got {tuple(states.shape)}")
-            total = total + _checked_cost("cost", self.cost(states, action), wanted)
+            states = _checked("dynamics", self.dynamics(states, action), shape)
+            total = total + _checked("cost", self.cost(states, action), wanted)
         if self.terminal_cost is not None:
-            total = total + _checked_cost("terminal_cost", self.terminal_cost(states), wanted)
+            total = total + _checked("terminal_cost", self.terminal_cost(states), wanted)
         return total
 
     def _refit(self, actions: Tensor, costs: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,7 +241,8 @@ class CEMPlanner:
         self.mean = mean.to(self.action_low, copy=True)
 
 
-def _checked_cost(name: str, value: Tensor, wanted: torch.Size) -> Tensor:
-    if value.shape != wanted:
-        raise ValueError(f"{name} must return {tuple(wanted)}, got {tuple(value.shape)}")
+def _checked(name: str, value: Any, wanted: torch.Size) -> Tensor:
+    if not isinstance(value, Tensor) or value.shape != wanted:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} must return a tensor {tuple(wanted)}, got {got}")
     return value

@@ -24,14 +24,15 @@ class OutputRegularizer(nn.Module):
     hypernetwork as it is now. All old tasks are generated in one batched call. The sum is kept in float32 at least.
 
     It is a module so that its targets and flags are in its `state_dict`: to go on in the middle of a task, load the
-    hypernetwork, make the regulariser with the same flags, and load its state. The hypernetwork is no part of it.
+    hypernetwork, make the regulariser with the same flags, and load its state, which brings `importance` along. The
+    hypernetwork is no part of it.
 
     Memory: `targets="store"` keeps `k * W` numbers; `targets="theta"` keeps `theta*` and the old embeddings and
     generates the targets anew in each call. Either way a call holds `k * W` numbers, or `max_tasks * W`.
 
     Args:
         hnet: The hypernetwork, at the start of the task.
-        task_id: The task `k` that will be learnt; all tasks before it are pinned.
+        task_id: The task `k` that will be learnt; all tasks before it are pinned, tasks after it are not.
         beta: Strength, >= 0. It belongs to a task loss that is *summed* over the batch, with `batch_size` in
             `continual_step`; paper and official code: 0.05 (pusher, cheetah), 0.5 (door).
         lookahead: Look where the task's step leads: `True` by the optimizer's own change, `"sgd"` by `-lr * gradient`,
@@ -45,7 +46,7 @@ class OutputRegularizer(nn.Module):
 
     Raises:
         ValueError: If the task is unknown, `beta` is negative, an option is unknown, or `importance` does not fit.
-        TypeError: If `hnet` is no hypernetwork.
+        TypeError: If `hnet` is no hypernetwork, or `importance` neither a tensor nor a sequence.
 
     Examples:
         >>> hnet = HyperNetwork(nn.Linear(3, 2))
@@ -107,6 +108,10 @@ class OutputRegularizer(nn.Module):
         if importance is None:
             return None
         hnet = self.hnet
+        if not isinstance(importance, (Tensor, Sequence)):
+            raise TypeError(
+                f"importance must be a tensor or a sequence of mappings, got {type(importance).__name__}"
+            )
         if not isinstance(importance, Tensor):
             if len(importance) != self.task_id:
                 raise ValueError(
@@ -189,6 +194,11 @@ class OutputRegularizer(nn.Module):
             theta = [getattr(self, f"theta_{index}") for index in range(self._num_stored)]
             return self.hnet.generate(self.old_embeddings[tasks], theta)
 
+    def _saved_importance(self, saved: Tensor | None) -> Tensor | None:
+        if saved is None and self.importance is not None:
+            raise ValueError("state_dict was saved without importance, this OutputRegularizer has it")
+        return None if saved is None else self._checked_importance(saved)
+
     # --- saving ----------------------------------------------------------------------------------------
 
     def _configuration(self) -> dict[str, Any]:
@@ -198,7 +208,6 @@ class OutputRegularizer(nn.Module):
             "lookahead": self.lookahead,
             "targets": self.target_mode,
             "max_tasks": self.max_tasks,
-            "importance": self.importance is not None,
             "plastic_embeddings": self.plastic_embeddings,
             "backprop_delta": self.backprop_delta,
         }
@@ -214,6 +223,7 @@ class OutputRegularizer(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         if (state := state_dict.get(f"{prefix}_extra_state")) is not None:
             self.set_extra_state(state)
+            self.register_buffer("importance", self._saved_importance(state_dict.get(f"{prefix}importance")))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

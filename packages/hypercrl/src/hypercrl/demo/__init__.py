@@ -18,24 +18,25 @@ from hypercrl.demo.training import Outcome, choose, run, run_errors
 
 __all__ = ["conditions", "demo"]
 
-# Learner and name in the table, strengths tried.
+# Learner and name in the table, strengths tried first.
 TUNED = (
-    ("hypercrl", "HyperCRL, look-ahead", True, (0.0005, 0.005, 0.05)),
-    ("hypercrl", "HyperCRL, first order", False, (0.0005, 0.005, 0.05)),
+    ("hypercrl", "HyperCRL, look-ahead", True, (0.005, 0.05, 0.5)),
+    ("hypercrl", "HyperCRL, first order", False, (0.005, 0.05, 0.5)),
     ("chunked", "HyperCRL, chunked", True, (0.005, 0.05, 0.5)),
     ("EWC", "EWC", True, (1e5, 1e6, 1e7)),
     ("SI", "SI", True, (1e3, 1e4, 1e5)),
 )
 RATES = {
-    "hypercrl": (1e-4, 3e-4, 1e-3, 3e-3),
-    "chunked": (3e-4, 1e-3, 3e-3, 1e-2),
-    "single": (1e-3, 3e-3, 1e-2, 3e-2),
+    "hypercrl": (3e-4, 1e-3, 3e-3),
+    "chunked": (1e-3, 3e-3, 1e-2),
+    "single": (3e-3, 1e-2, 3e-2),
 }
 FIXED = (
     ("hypercrl", "fine-tuning"),
     ("plain fine-tuning", "plain fine-tuning"),
     ("one network", "one network"),
     ("coreset", "coreset"),
+    ("plain coreset", "plain coreset"),
     ("multitask", "multitask"),
     ("single", "single"),
 )
@@ -72,7 +73,7 @@ PRESETS = {
         5,
         None,
         3,
-        4,
+        8,
         (4, 50),
     ),
     "paper": Preset(
@@ -153,25 +154,20 @@ class _Bench:
         model = self.model if tasks is None else make_model(tasks, self.angles, self.preset.sizes.hidden)
         return run(setting, tasks or self.tasks, model, self.preset.sizes, self.seed, self.device)
 
-    def on_first_tasks(self, setting: Setting) -> Outcome:
-        return self.attempt(setting, self.tasks[:3])
-
     def learning_rate(self, learner: str) -> float:
         """Choose on the first task alone, for hypernetworks and plain networks each."""
-        tasks = self.tasks[:1]
         if self.preset.rate is not None:
             return self.preset.rate
-        found = {}
-        for rate in RATES[learner]:
-            model = make_model(tasks, self.angles, self.preset.sizes.hidden)
-            setting = Setting(learner, rate)
-            found[rate] = run(setting, tasks, model, self.preset.sizes, self.seed, self.device).validation
-            self.done += 1
-        return min(found, key=lambda rate: found[rate])
+        _, best = choose(
+            RATES[learner],
+            lambda rate: self.attempt(Setting(learner, rate), self.tasks[:1]),
+            self.preset.widenings,
+        )
+        return best
 
     def result(self, compatible: list[Task] | None) -> dict[str, Any]:
         rates = {kind: self.learning_rate(kind) for kind in ("hypercrl", "chunked", "single")}
-        plain = ("EWC", "SI", "plain fine-tuning", "one network")
+        plain = ("EWC", "SI", "plain fine-tuning", "one network", "plain coreset")
         rate = (
             rates
             | dict.fromkeys(plain, rates["single"])
@@ -182,7 +178,11 @@ class _Bench:
         for learner, name, lookahead, grid in TUNED:
             setting = Setting(learner, rate[learner], lookahead=lookahead)
             tried, best = choose(
-                setting, grid[: self.preset.strengths], self.on_first_tasks, self.preset.widenings
+                grid[: self.preset.strengths],
+                lambda strength, setting=setting: self.attempt(  # type: ignore[misc]
+                    replace(setting, strength=strength), self.tasks[:3]
+                ),
+                self.preset.widenings,
             )
             curve[name] = tried
             outcomes[name] = self.attempt(replace(setting, strength=best))
@@ -258,7 +258,7 @@ class _Bench:
             "task identity and the inputs' statistics of each task are given to every learner",
             "budget": f"{sizes.iterations} updates a task in batches of {sizes.batch}, the same batches for all; "
             f"coreset of {sizes.coreset} transitions a task; strengths by validation error on the first three tasks, "
-            "the grid widened at its edges; learning rates on the first task",
+            "the grid widened at its edges; learning rates on the first task, likewise",
             "chosen": {
                 name: {
                     "learning_rate": one.learner.setting.learning_rate,

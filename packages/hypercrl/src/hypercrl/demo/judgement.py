@@ -34,12 +34,16 @@ def conditions(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ours = min(VARIANTS, key=lambda name: table[name]["validation"])
     fine = min(("fine-tuning", "plain fine-tuning"), key=lambda name: table[name]["error"])
     held = min(("EWC", "SI"), key=lambda name: table[name]["error"])
+    replay = min(("coreset", "plain coreset"), key=lambda name: table[name]["error"])
     return [
         _clause(
             "the tasks conflict: fine-tuning, the better of two, errs more than a network for each task (ratio)",
             ratio("error", fine, "single"), ">=", 5, "x",
         ),
         _clause("HyperCRL errs less than fine-tuning (ratio)", ratio("error", ours, fine), "<=", 0.5, "x"),
+        _clause(
+            "the better of EWC and SI errs less than fine-tuning (ratio)",
+            ratio("error", held, fine), "<", 1, "x"),
         _clause(
             "HyperCRL errs less than the better of EWC and SI (ratio)",
             ratio("error", ours, held), "<", 1, "x"),
@@ -51,8 +55,11 @@ def conditions(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "HyperCRL is near a network for each task (ratio)",
             ratio("error", ours, "single"), "<=", 1.5, "x"),
         _clause(
-            "HyperCRL is near a coreset, which keeps data (ratio)",
-            ratio("error", ours, "coreset"), "<=", 1.5, "x"),
+            "HyperCRL is near a coreset, the better of two, which keeps data (ratio)",
+            ratio("error", ours, replay), "<=", 1.5, "x"),
+        _clause(
+            "HyperCRL errs less than predicting no change (ratio)",
+            ratio("error", ours, "no change predicted"), "<=", 0.5, "x"),
         _clause("planning on it earns more than on fine-tuning", ahead("reward", ours, fine), ">", 0, "points"),
         _clause(
             "planning on it earns nearly what planning on a network for each task does",

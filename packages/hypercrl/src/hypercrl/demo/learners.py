@@ -138,14 +138,13 @@ class Replay(Hyper):
         """Learn from the batch, and from one as large of each old task."""
         for optimizer in (self.optimizer, self.embedding_optimizer):
             optimizer.zero_grad()
-        batch = [value[None] for value in rows]
-        if task_id:
-            old = self.store.sample(len(rows[0]), self.generator)
-            batch = [torch.cat([new, kept]) for new, kept in zip(batch, old, strict=True)]
-        order = [task_id, *range(task_id)]
+        order, (state, action, after) = (
+            [task_id, *range(task_id)],
+            _with_old(self.store, rows, self.generator),
+        )
         weights = self.hnet(torch.stack([self.hnet.embedding(task) for task in order]))
-        loss = stacked_outputs(self.model, weights, order, batch[0], batch[1]) - (batch[2] - batch[0])
-        (loss.square().sum() / loss.shape[-1]).backward()
+        off = stacked_outputs(self.model, weights, order, state, action) - (after - state)
+        (off.square().sum() / off.shape[-1]).backward()
         nn.utils.clip_grad_norm_([self.hnet.embedding(task_id)], CLIP)
         nn.utils.clip_grad_norm_(self.hnet.theta(), CLIP)
         for optimizer in (self.optimizer, self.embedding_optimizer):
@@ -248,11 +247,51 @@ class Plain(Learner):
         return sum(value.numel() for net in self.nets for value in net.parameters())
 
 
+class PlainReplay(Plain):
+    """A plain network with a head for each task, on new data and a coreset of old."""
+
+    def start(self, task_id: int, data: Transitions) -> None:
+        """Add an output layer; old data were kept."""
+        super().start(task_id, data)
+        if task_id == 0:
+            self.store = Coreset(self.sizes.coreset)
+        self.bytes = self.store.num_bytes
+
+    def step(self, task_id: int, rows: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Learn from the batch, and from one as large of each old task."""
+        self.optimizer.zero_grad()
+        order, (state, action, after) = (
+            [task_id, *range(task_id)],
+            _with_old(self.store, rows, self.generator),
+        )
+        parts = [self._of(task) for task in order]
+        weights = {name: torch.stack([one[name] for one in parts]) for name in parts[0]}
+        off = stacked_outputs(self.model, weights, order, state, action) - (after - state)
+        (off.square().sum() / (off.shape[-1] * len(rows[0]))).backward()
+        nn.utils.clip_grad_norm_(self.nets[-1].parameters(), CLIP)
+        self.optimizer.step()
+
+    def end(self, task_id: int, data: Transitions) -> None:
+        """Keep random transitions."""
+        self.store.add_task(data.state, data.action, data.next_state, generator=self.generator)
+
+
+def _with_old(
+    store: Coreset, rows: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
+) -> list[Tensor]:
+    """Return a batch of the new task and one as large of each old task, stacked."""
+    batch = [value[None] for value in rows]
+    if not store.num_tasks:
+        return batch
+    old = store.sample(len(rows[0]), generator)
+    return [torch.cat([new, kept]) for new, kept in zip(batch, old, strict=True)]
+
+
 def make_learner(
     setting: Setting, model: DynamicsModel, sizes: Sizes, generator: torch.Generator, device: str
 ) -> Learner:
     """Make a learner by its name."""
-    kinds: dict[str, type[Learner]] = {"coreset": Replay, "multitask": Replay}
+    kinds: dict[str, type[Learner]] = {"coreset": Replay, "multitask": Replay, "plain coreset": PlainReplay}
     kinds |= dict.fromkeys(("single", "EWC", "SI", "plain fine-tuning", "one network"), Plain)
     return kinds.get(setting.learner, Hyper)(setting, model, sizes, generator, device)
 
@@ -275,8 +314,8 @@ def stacked_outputs(
     model: DynamicsModel, weights: Weights, task_ids: Sequence[int], state: Tensor, action: Tensor
 ) -> Tensor:
     """Return predicted changes of (tasks, n) transitions, each task by its own weights, in one call."""
-    mean = model.normalizer.mean[list(task_ids), None]
-    std = torch.stack([model.normalizer.std(task) for task in task_ids])[:, None]
+    mean = model.normalizer.mean[list(task_ids), None].to(state)
+    std = torch.stack([model.normalizer.std(task) for task in task_ids])[:, None].to(state)
     inputs = (model._features(state, action) - mean) / std
     return vmap(lambda w, x: functional_call(model.network, w, (x,)))(weights, inputs)
 

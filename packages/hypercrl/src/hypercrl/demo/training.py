@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -79,17 +79,18 @@ def _percent(value: Tensor) -> float:
 
 
 def choose(
-    setting: Setting, grid: Sequence[float], attempt: Callable[[Setting], Outcome], widenings: int
+    grid: Sequence[float], attempt: Callable[[float], Outcome], widenings: int
 ) -> tuple[dict[float, Outcome], float]:
-    """Try strengths, widen the grid while the best lies at its edge, and return all outcomes and the best strength."""
-    found = {strength: attempt(replace(setting, strength=strength)) for strength in grid}
+    """Try settings, widen the grid while the best lies at its edge, and return all outcomes and the best setting."""
+    found, factor = {value: attempt(value) for value in grid}, grid[-1] / grid[-2] if len(grid) > 1 else 1.0
     for _ in range(widenings):
-        best = min(found, key=lambda strength: found[strength].validation)
-        if best == min(found):
-            further = best / 10
-        elif best == max(found):
-            further = best * 10
-        else:
+        best = _best(found)
+        if min(found) < best < max(found):
             break
-        found[further] = attempt(replace(setting, strength=further))
-    return dict(sorted(found.items())), min(found, key=lambda strength: found[strength].validation)
+        further = best / factor if best == min(found) else best * factor
+        found[further] = attempt(further)
+    return dict(sorted(found.items())), _best(found)
+
+
+def _best(found: dict[float, Outcome]) -> float:
+    return min(found, key=lambda value: found[value].validation)
