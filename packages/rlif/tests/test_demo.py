@@ -6,6 +6,7 @@ import torch
 from rlif.demo import conditions, demo
 from rlif.demo.experts import rollout
 from rlif.demo.grid import DISCOUNT, exact_study, grid
+from rlif.demo.setting import SIZES
 from rlif.demo.tasks import GymTask, PendulumTask
 
 
@@ -107,6 +108,12 @@ def test_the_papers_task_steps_as_the_pendulum_does():
         returns, seen = rollout(task, lambda states: 0 * states[:, :1], 2)
         assert seen.shape == (200, 2, 3)
         assert (returns < 0).all()
+
+
+def test_the_papers_preset_is_the_official_one():
+    paper = SIZES["paper"]
+    assert (paper.discount, paper.temperature, paper.learning_rate) == (0.99, 1.0, 3e-4)
+    assert (paper.critics, paper.batch, paper.hidden, paper.steps) == (10, 256, (256, 256, 256), 1_000_000)
 
 
 def test_an_unknown_preset_is_named(monkeypatch):

@@ -301,6 +301,65 @@ def test_a_missing_final_observation_is_named():
         envs.step(np.zeros((1, 1), np.float32))
 
 
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_next_observations_are_of_the_observation_space(mode):
+    class Named(Line):
+        observation_space = gym.spaces.Dict(
+            {"where": Line.observation_space, "place": gym.spaces.Discrete(9)}
+        )
+
+        def observation(self):
+            return {"where": super().observation(), "place": self.moment}
+
+    supervisor = RandomSupervisor(lambda s: 0 * s["where"][:, :1].float(), 0.5)
+    envs = InterventionVectorEnv(SyncVectorEnv([lambda: Named((2,))] * 2, autoreset_mode=mode), supervisor)
+    envs.reset(seed=0)
+    for moment in (1, 2):
+        *_, info = envs.step(np.zeros((2, 1), np.float32))
+        assert envs.observation_space.contains(info["next_observation"])
+        assert info["next_observation"]["place"].tolist() == [moment] * 2
+    listed = gym.wrappers.vector.DictInfoToList(envs)
+    listed.reset(seed=0)
+    assert listed.step(np.zeros((2, 1), np.float32))[4][1]["next_observation"]["place"] == 1
+
+
+def test_a_value_supervisor_over_environments_that_reset_at_the_next_step():
+    """Every decision is by the rule, on the episode's own observations."""
+
+    def bad(seen):  # the last observation of every episode, which no step begins with
+        return seen[:, 1] >= 3
+
+    supervisor = ValueSupervisor(
+        still, lambda s, a: -a[:, 0].abs() * bad(s), rule="gap", delta=0.1, beta=1.0, n_steps=3
+    )
+    envs = InterventionVectorEnv(SyncVectorEnv([lambda: Line((3,))]), supervisor)
+    envs.reset(seed=0)
+    steps = [envs.step(np.ones((1, 1), np.float32))[4] for _ in range(12)]
+    assert [bool(info["valid"][0]) for info in steps] == [True, True, True, False] * 3
+    assert not any(info["intervened"][0] for info in steps)
+
+
+def test_actions_as_users_give_them():
+    env, envs = (
+        InterventionEnv(Line(), pressed_at({})),
+        InterventionVectorEnv(SyncVectorEnv([Line] * 2), pressed_at({})),
+    )
+    env.reset()
+    envs.reset()
+    for action in (np.zeros(1), [0.0], torch.zeros(1), np.zeros(1, np.float16)):
+        executed = env.step(action)[4]["executed_action"]
+        env.reset()
+        assert executed.dtype == np.float32
+        assert executed.tolist() == [0.0]
+    assert env.step(torch.ones(1, requires_grad=True).sigmoid().detach())[4]["executed_action"].shape == (1,)
+    for action in (0.5, np.zeros((1, 1)), torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"action must have the shape \(1,\)"):
+            env.step(action)
+    for action in (np.zeros(2), [0.0, 0.0], torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match=r"actions must have the shape \(2, 1\)"):
+            envs.step(action)
+
+
 def test_what_is_refused():
     far = CallableSupervisor(lambda seen: [3.0])
     env, envs = InterventionEnv(Line(), far), InterventionVectorEnv(SyncVectorEnv([Line]), far)

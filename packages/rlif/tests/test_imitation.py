@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
@@ -57,6 +58,33 @@ def test_weights_mask_padding_even_where_it_is_not_finite():
     torch.testing.assert_close(found, (rows[0] + 3 * rows[1]) / 4)
 
 
+def test_padding_has_no_gradient_and_nothing_costs_nothing():
+    actions = torch.tensor([[1.0], [float("nan")], [2.0]])
+    for weight in (torch.tensor([1.0, 0.0, 3.0]), torch.tensor([True, False, True])):
+        mean = torch.zeros(3, 1, requires_grad=True)
+        bc_loss(Normal(mean, 1.0, validate_args=False), actions, weight=weight).backward()
+        share = weight / weight.sum()
+        torch.testing.assert_close(mean.grad[:, 0], -share * torch.tensor([1.0, 0.0, 2.0]))
+    assert bc_loss(Normal(torch.zeros(2, 1), 1.0), torch.zeros(2, 1), weight=torch.zeros(2)) == 0
+    assert bc_loss(Normal(torch.zeros(0, 1), 1.0), torch.zeros(0, 1)) == 0
+    assert bc_loss(Normal(torch.zeros(0, 1), 1.0), torch.zeros(0, 1), weight=torch.zeros(0)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_border_in_half_precision(dtype):
+    mean, std = torch.zeros(2, 1), torch.ones(2, 1)
+    found = bc_loss(squashed(mean.to(dtype), std.to(dtype)), torch.ones(2, 1, dtype=dtype))
+    torch.testing.assert_close(found, bc_loss(squashed(mean, std), torch.ones(2, 1)))
+
+
+def test_arrays_are_demonstrations_too():
+    states, actions = STATES.numpy()[::-1], np.arange(4, dtype=np.float32)[:, None]
+    assert aggregate_dagger(DATA, states, expert).action.ravel().tolist() == [-9, 60, 40, 20, 0]
+    found = aggregate_hg_dagger(DATA, states, actions, np.array([0, 1, 0, 1], bool), only_expert=True)
+    assert found.action.ravel().tolist() == [-9, 1, 3]
+    assert aggregate_dagger(DATA, STATES, None, fraction=0.0) is DATA  # nobody is asked about no state
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [
@@ -64,6 +92,10 @@ def test_weights_mask_padding_even_where_it_is_not_finite():
         (lambda: aggregate_dagger(DATA, STATES, lambda s: s), "action must have rows"),
         (lambda: aggregate_dagger(DATA, STATES[:, :1], expert), "observation must have rows"),
         (lambda: aggregate_dagger(DATA, STATES, lambda s: expert(s)[1:]), "action must have 4 rows"),
+        (
+            lambda: aggregate_dagger(Demonstrations(DATA[0], torch.zeros(1, 1).long()), STATES, expert),
+            "action must be of torch.int64",
+        ),
         (lambda: aggregate_hg_dagger(DATA, STATES, STATES[:, :1], [True]), "intervened must have the shape"),
         (lambda: aggregate_hg_dagger(DATA, STATES, STATES[:2, :1], [True] * 4), "action must have 4 rows"),
         (lambda: bc_loss(Normal(torch.zeros(2, 1), 1.0), torch.zeros(2)), "action must have the shape"),

@@ -175,3 +175,37 @@ def test_cloning_copies():
     found = learner.act(states)
     assert (found[0] - data[0].action).abs().mean() < 0.08
     assert (found[1, :50] - data[1].action).abs().mean() < 0.08
+
+
+def test_unequal_demonstrations_weigh_as_groups():
+    states = torch.randn(2, 9, 3, generator=generators(0)[0])
+    data = [Demonstrations(one, 0.5 * one[:, :1].tanh()) for one in states]
+    short = [data[0], Demonstrations(*(part[:4] for part in data[1]))]
+    learner = GroupedCloning(3, 1, generators(1, 1), hidden=(8,))  # twice the same learner
+    alone = [GroupedCloning(3, 1, generators(1), hidden=(8,)).loss([one]) for one in short]
+    assert learner.loss(short) == pytest.approx(sum(alone) / 2, abs=1e-6)
+
+
+def test_rows_may_come_in_any_order_of_learners():
+    buffer, rows = GroupedBuffer(2, 4, 1, 1), torch.arange(4.0)[:, None]
+    buffer.add(torch.tensor([1, 0, 1, 0]), rows, rows, rows[:, 0], rows, rows[:, 0])
+    assert buffer.data[:, :2, 0].tolist() == [[1, 3], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: GroupedBuffer(2, 4, 1, 1).sample(3, generators(0, 1)), "every learner must have rows"),
+        (lambda: GroupedSAC(3, 1, generators(0), critics=2, subset=3), "subset must be at most"),
+        (lambda: GroupedSAC(3, 1, generators(0), hidden=(4,)).update(batch(1), utd=5), "multiple of utd"),
+        (
+            lambda: GroupedCloning(3, 1, generators(0)).fit(
+                [Demonstrations(torch.zeros(0, 3), torch.zeros(0, 1))], 1
+            ),
+            "data must hold demonstrations",
+        ),
+    ],
+)
+def test_what_is_refused(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()

@@ -184,3 +184,51 @@ def test_the_expected_penalty_is_a_mean_over_episodes(steps, columns):
 def test_what_is_refused(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+def test_flags_of_every_form_are_flags():
+    flags, ended = np.array([0, 1, 1, 0, 1, 0], bool), np.array([0, 0, 0, 0, 0, 1], bool)
+    locked = flags.copy()
+    locked.flags.writeable = False
+    wanted = [-1, 0, 0, -1, 0, 0]
+    for form in (
+        locked,
+        flags.astype(object),
+        flags.astype(np.uint16),
+        flags.astype(np.float16),
+        flags.tolist(),
+    ):
+        assert relabel(form, ended).tolist() == wanted
+    assert (
+        relabel(flags[::-1], ended[::-1]).tolist() == relabel(flags[::-1].copy(), ended[::-1].copy()).tolist()
+    )
+    assert relabel(torch.tensor(flags).bfloat16(), ended).tolist() == wanted
+    for bad in (np.array([None] * 6), [[True], [True, False]], np.array(["a"] * 6)):
+        with pytest.raises(ValueError, match="intervened must h"):
+            relabel(bad, ended)
+
+
+def test_lists_and_columns_of_several_environments():
+    relabeler = InterventionRelabeler(num_envs=2)
+    rows, column = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], np.array([[False], [True]])
+    (first,) = relabeler.push(rows, [0, 1], rows, [False, False], [False, True], [False, False])
+    assert (first.observation.tolist(), first.action.tolist(), first.env_index.tolist()) == (
+        [rows[1]],
+        [1],
+        [1],
+    )
+    (second, third) = relabeler.push(rows, [0, 1], rows, ~column, column, column & False)
+    assert (second.observation.tolist(), second.reward.tolist()) == ([rows[0]], [-1.0])
+    assert (
+        third.terminated.shape
+        == third.truncated.shape
+        == third.intervened.shape
+        == third.reward.shape
+        == (1,)
+    )
+    no = np.zeros(2, bool)
+    for number, name in enumerate(("observation", "action", "next_observation")):
+        parts = [np.zeros((2, 1))] * 3
+        parts[number] = {"a": np.zeros((3, 1))}
+        with pytest.raises(ValueError, match=f"{name} must have 2 rows"):
+            InterventionRelabeler(num_envs=2).push(*parts, no, no, no)

@@ -48,7 +48,9 @@ def sac(env, buffer=InterventionReplayBuffer, policy="MlpPolicy", **options):
 @pytest.mark.filterwarnings("ignore:.*symmetric")
 def test_stable_baselines_checker():
     check_env(InterventionEnv(gym.make("Pendulum-v1"), RandomSupervisor(lambda s: 0 * s[:, :1], 0.5)))
-    check_env(InterventionEnv(gym.make("CartPole-v1"), RandomSupervisor(lambda s: torch.zeros(len(s)), 0.5)))
+    check_env(
+        InterventionEnv(gym.make("CartPole-v1"), RandomSupervisor(lambda s: torch.zeros(len(s)).long(), 0.5))
+    )
 
 
 @settings(max_examples=5)
@@ -142,3 +144,18 @@ def test_dictionaries_and_discrete_actions():
 def test_an_environment_without_the_wrapper_is_named():
     with torch.random.fork_rng(), pytest.raises(ValueError, match=r"rlif\.InterventionEnv"):
         sac(Wide()).learn(3)
+
+
+def test_prior_data_goes_in_beforehand_and_bears_no_blame():
+    env = InterventionEnv(Wide((9,)), pressed_at({(0, 0): True, (0, 3): True}))
+    with torch.random.fork_rng():
+        model = sac(
+            env, optimize_memory_usage=True, replay_buffer_kwargs={"handle_timeout_termination": False}
+        )
+        rows = np.zeros((1, 2), np.float32)
+        prior = {"previous_reward": 0.0, "executed_action": np.array([4.0], np.float32)}
+        for _ in range(2):
+            model.replay_buffer.add(rows, rows, np.zeros((1, 1)), np.zeros(1), np.zeros(1), [prior])
+        model.learn(6)
+    assert model.replay_buffer.rewards[:8, 0].tolist() == [0, 0, 0, 0, -1, 0, 0, 0]
+    assert model.replay_buffer.actions[:2].ravel().tolist() == [1, 1]

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers import official_protocol
@@ -227,6 +228,35 @@ def same(s):
         (lambda: RandomSupervisor(same, -0.1), "p must be"),
         (lambda: ScheduleSupervisor(same, wait=0), "wait must be"),
         (lambda: ScheduleSupervisor(same, length=(3, 2)), r"length\[1\] must be"),
+        (lambda: ScheduleSupervisor(same, length=5), "length must be two integers"),
+        (
+            lambda: ActionDistanceSupervisor(same, 0.5)(
+                torch.ones(1, 1), torch.full((1, 1), math.nan), quiet(1)
+            ),
+            "action and policy must be finite",
+        ),
+        (
+            lambda: RandomSupervisor(lambda s: s[:, 0] + 0.9, 1.0)(
+                torch.ones(2, 1), torch.ones(2, dtype=torch.long), quiet(2)
+            ),
+            r"policy must return actions of torch.int64",
+        ),
+        (
+            lambda: CallableSupervisor(lambda s: False)(
+                torch.ones(1, 1), torch.ones(1, dtype=torch.long), quiet(1)
+            ),
+            "device must return None, to leave",
+        ),
+        (
+            lambda: CallableSupervisor(lambda s: "left")(torch.ones(1, 1), torch.ones(1, 1), quiet(1)),
+            "what device returns must hold numbers",
+        ),
+        (
+            lambda: InterventionController(RandomSupervisor(same, 0.5), 2).decide(
+                torch.ones(2, 1), torch.ones(2, 1), valid=[True]
+            ),
+            "valid must have the shape",
+        ),
         (lambda: InterventionController(RandomSupervisor(same, 0.5), 0), "num_envs must be"),
         (lambda: InterventionController(RandomSupervisor(same, 0.5), 1, n_steps=0), "n_steps must be"),
         (lambda: InterventionController(CallableSupervisor(same), 1, n_steps=3), "n_steps must be None"),
@@ -254,7 +284,7 @@ def same(s):
             lambda: CallableSupervisor(lambda s: 0.5)(
                 torch.ones(1, 1), torch.ones(1, dtype=torch.long), quiet(1)
             ),
-            "device must return an action of",
+            r"device must return .* of torch.int64, got torch.float",
         ),
         (
             lambda: InterventionController(RandomSupervisor(same, 0.5), 2).decide(
@@ -274,3 +304,61 @@ def test_what_is_no_supervisor():
         InterventionController(lambda seen: None, 1)
     with pytest.raises(TypeError, match="device must be callable"):
         CallableSupervisor([0.5])
+
+
+def test_a_step_that_only_resets_starts_nothing():
+    controller = InterventionController(value(beta=1.0), 2)
+    far, near = torch.full((2, 1), 2.0), torch.zeros(2, 1)
+    controller.decide(STATES[:2], far, valid=np.array([False, True]))
+    steps = [controller.decide(STATES[:2], near) for _ in range(4)]
+    assert [step.intervened.tolist() for step in steps] == [[False, True]] * 3 + [[False, False]]
+    schedule = InterventionController(ScheduleSupervisor(torch.zeros_like, wait=1, length=(2, 2)), 2)
+    schedule.decide(near, near, valid=torch.tensor([False, True]))
+    steps = [schedule.decide(near, near) for _ in range(4)]
+    assert [step.intervened.tolist() for step in steps] == [
+        [False, True],
+        [True, True],
+        [True, False],
+        [False, True],
+    ]
+
+
+def test_two_environments_may_be_given_one_schedule():
+    schedule = ScheduleSupervisor(torch.zeros_like, wait=1, length=(2, 2))
+    both, row = [InterventionController(schedule, 1) for _ in range(2)], torch.zeros(1, 1)
+    flags = [[controller.decide(row, row).intervened.item() for controller in both] for _ in range(6)]
+    assert flags == [[False] * 2, [True] * 2, [True] * 2] * 2
+    own = value()
+    assert InterventionController(own, 1).supervisor is own  # so that `own.beta = ...` is heard
+
+
+def test_the_distance_of_actions_of_any_shape():
+    def ask(own, action):
+        supervisor = ActionDistanceSupervisor(lambda s: own, 1.0, beta=1.0)
+        return supervisor(torch.zeros(len(action), 1), action, quiet(len(action)))[0].tolist()
+
+    assert ask(torch.tensor([0, 2, 3]), torch.tensor([1, 0, 3])) == [False, True, False]
+    assert ask(torch.zeros(2, 2, 2), torch.stack([torch.full((2, 2), 0.2), torch.full((2, 2), -0.3)])) == [
+        False,
+        True,
+    ]
+
+
+def test_a_margin_is_not_lost_in_half_precision():
+    def q(s, a):  # -200 and -201, neighbours in bfloat16
+        return (-200 - a[:, 0]).bfloat16()
+
+    for delta, bad in ((0.9, True), (1.1, False)):
+        supervisor = ValueSupervisor(lambda s: 0 * s, q, rule="gap", delta=delta)
+        assert supervisor.bad(torch.zeros(1, 1), torch.ones(1, 1)).item() == bad
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_torch_cannot_share():
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    locked = rows.copy()
+    locked.flags.writeable = False
+    for seen in (rows[::-1], locked):
+        supervisor = RandomSupervisor(lambda s: s.numpy()[:, ::-1][:, :1], 1.0)
+        _, action = supervisor(seen, torch.zeros(3, 1), quiet(3))
+        assert action[:, 0].tolist() == seen[:, 1].tolist()

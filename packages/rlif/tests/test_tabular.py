@@ -89,6 +89,15 @@ def test_the_chance_of_a_takeover_by_hand():
     assert tabular_takeover_prob(q, policy, beta=0.75).tolist() == [[0.25, 0.75, 0.75], [0.25, 0.25, 0.75]]
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
+def test_ties_with_a_mixed_expert_are_no_fault(offset):
+    q = torch.tensor([[0.75, 0.75, 0.75], [0.5, 0.75, 0.25]]) + offset
+    policy = torch.full((2, 3), 1 / 3)
+    found = tabular_takeover_prob(q, policy, beta=1.0)
+    assert found.tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert tabular_takeover_prob(q.numpy(), policy.numpy(), beta=1.0).tolist() == found.tolist()
+
+
 @given(seed=seeds, free=st.booleans())
 def test_hg_daggers_fixed_point_is_where_its_iteration_stays(seed, free):
     _, _, generator = world(seed)
@@ -129,6 +138,9 @@ P, R = torch.full((2, 2, 2), 0.5), torch.zeros(2, 2)
         (lambda: tabular_hg_dagger(R, R), "expert must be probabilities"),
         (lambda: tabular_hg_dagger(R + 0.5, R - 1), "takeover_prob must be in"),
         (lambda: tabular_takeover_prob(R, torch.zeros(3, dtype=torch.long)), "a_exp must be actions"),
+        (lambda: tabular_takeover_prob(R, torch.tensor([0, 2])), "a_exp must be actions from 0 to 1"),
+        (lambda: tabular_takeover_prob(R, [0, -1]), "a_exp must be actions from 0 to 1"),
+        (lambda: tabular_takeover_prob(R, torch.tensor([True, False])), "a_exp must be actions"),
         (lambda: tabular_takeover_prob(R, torch.zeros(2, dtype=torch.long), delta=-1), "delta must be"),
         (lambda: tabular_takeover_prob(R, torch.zeros(2, dtype=torch.long), beta=2), "beta must be"),
     ],

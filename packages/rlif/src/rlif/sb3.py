@@ -58,6 +58,9 @@ class InterventionReplayBuffer(_Relabeling, ReplayBuffer):
     writes -penalty into the row before a take-over, when that begins; the newest row stands with 0 until then. Every
     transition is kept, expert's and last ones too (`store="all"`).
 
+    Prior data goes in before learning, by `add` with infos that hold a `previous_reward` of 0 and the `executed_action`
+    as the environment takes it.
+
     Args: those of `ReplayBuffer`.
 
     Examples:

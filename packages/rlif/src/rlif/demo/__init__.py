@@ -69,13 +69,13 @@ def demo(
         "claim": "Reinforcement learning on nothing but the moments of take-over beats imitating the supervisor where "
         "the supervisor judges better than he acts.",
         "setting": {
-            "data": f"exact: a slippery 6 x 6 grid with five pits; learned: {world(preset)}, returns from uniform actions "
-            f"(0 %) to the reference agent (100 %), {sizes.evaluations} test episodes; the judge is the reference "
+            "data": f"exact: a slippery 6 x 6 grid with five pits; learned: {world(preset)}, returns from uniform "
+            f"actions (0 %) to the reference agent (100 %), {sizes.evaluations} test episodes; the judge is the reference "
             "agent's critic",
-            "model": f"SAC as in RLPD, {sizes.critics} critics, hidden {sizes.hidden}, discount {sizes.discount:g}, first "
-            f"temperature {sizes.temperature:g}; imitators with the same actor",
-            "budget": f"{steps:,} environment steps and {sizes.prior_episodes} expert episodes for each learner; RLIF: "
-            f"{sizes.utd} critic updates for {sizes.envs} of them, batches of {sizes.batch}; imitators: "
+            "model": f"SAC as in RLPD, {sizes.critics} critics, hidden {sizes.hidden}, discount {sizes.discount:g}, "
+            f"first temperature {sizes.temperature:g}; imitators with the same actor",
+            "budget": f"{steps:,} environment steps and {sizes.prior_episodes} expert episodes for each learner; "
+            f"RLIF: {sizes.utd} critic updates for {sizes.envs} of them, batches of {sizes.batch}; imitators: "
             f"{sizes.rounds} rounds of {sizes.clone_steps} updates",
             "chosen": {
                 "imitators' learning rate": rate,
