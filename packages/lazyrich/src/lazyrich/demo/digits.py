@@ -13,10 +13,12 @@ from torch.nn.functional import mse_loss, one_hot
 
 from lazyrich.dial import OutputScale, scaled_lr
 from lazyrich.kernel import ntk_gram
-from lazyrich.meter import LazyMeter, LazyReading
+from lazyrich.meter import LazyMeter, LazyReading, grok_delay
 
 ALPHAS = (0.05, 0.5, 1.0, 4.0, 16.0)
 MATCHED = 0.1  # of the first loss: where the arms are compared
+FALLEN = 0.5  # of the first loss: where a loss counts as fallen, which the test loss of few digits still does
+DRIFTED = 0.1
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,16 @@ class DigitResult:
         """The first reading with the training loss fallen, or the last."""
         first = self.readings[0].train_loss
         return next((one for one in self.readings if one.train_loss <= MATCHED * first), self.readings[-1])
+
+    def delay(self) -> float:
+        """How much later the test loss falls than the training loss."""
+        steps = [one.step for one in self.readings]
+        test = [math.nan if one.test_loss is None else one.test_loss for one in self.readings]
+        return grok_delay(steps, [one.train_loss for one in self.readings], test, FALLEN)
+
+    def onset(self) -> int | None:
+        """The first step read at which the kernel has drifted, as `LazyMeter.onset` has it."""
+        return next((one.step for one in self.readings if one.drift > DRIFTED), None)
 
 
 def measure_digits(

@@ -97,6 +97,8 @@ def _digit(one: DigitResult) -> Row:
     return {
         "name": f"digits, alpha = {one.alpha:g}",
         "role": "method",
+        "delay": _finite(one.delay()),
+        "onset": one.onset(),
         "drift": matched.drift,
         "kta": matched.kta,
         "train_loss": last.train_loss,
