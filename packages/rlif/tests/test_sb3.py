@@ -149,9 +149,7 @@ def test_an_environment_without_the_wrapper_is_named():
 def test_prior_data_goes_in_beforehand_and_bears_no_blame():
     env = InterventionEnv(Wide((9,)), pressed_at({(0, 0): True, (0, 3): True}))
     with torch.random.fork_rng():
-        model = sac(
-            env, optimize_memory_usage=True, replay_buffer_kwargs={"handle_timeout_termination": False}
-        )
+        model = sac(env)
         rows = np.zeros((1, 2), np.float32)
         prior = {"previous_reward": 0.0, "executed_action": np.array([4.0], np.float32)}
         for _ in range(2):

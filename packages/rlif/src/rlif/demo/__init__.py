@@ -70,8 +70,8 @@ def demo(
         "the supervisor judges better than he acts.",
         "setting": {
             "data": f"exact: a slippery 6 x 6 grid with five pits; learned: {world(preset)}, returns from uniform "
-            f"actions (0 %) to the reference agent (100 %), {sizes.evaluations} test episodes; the judge is the reference "
-            "agent's critic",
+            f"actions (0 %) to the reference agent (100 %), {sizes.evaluations} test episodes; the judge is the "
+            "reference agent's critic",
             "model": f"SAC as in RLPD, {sizes.critics} critics, hidden {sizes.hidden}, discount {sizes.discount:g}, "
             f"first temperature {sizes.temperature:g}; imitators with the same actor",
             "budget": f"{steps:,} environment steps and {sizes.prior_episodes} expert episodes for each learner; "
