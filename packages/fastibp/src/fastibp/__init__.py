@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from fastibp.boxes import Box, linf_box
 from fastibp.certification import CertReport, evaluate, robust_loss, verified
+from fastibp.expressive import attack, mixed_loss, small_box
 from fastibp.initialization import add_batchnorm, ibp_init_, radius_gains
 from fastibp.propagation import IBP, IBPOutput
 from fastibp.rules import Bounds
@@ -29,13 +30,16 @@ __all__ = [
     "ReluState",
     "__version__",
     "add_batchnorm",
+    "attack",
     "evaluate",
     "ibp_init_",
     "linf_box",
+    "mixed_loss",
     "radius_gains",
     "relu_balance",
     "relu_balance_loss",
     "robust_loss",
+    "small_box",
     "spread_loss",
     "stability_loss",
     "tightness_loss",

@@ -34,7 +34,7 @@ def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
     return labels.long()
 
 
-def _others(labels: Tensor, num_classes: int) -> Tensor:
+def other_classes(labels: Tensor, num_classes: int) -> Tensor:
     """The classes other than the label, ascending, shape (N, K - 1)."""
     others = torch.arange(num_classes - 1, device=labels.device)
     return others + (others >= labels[:, None])
@@ -43,7 +43,7 @@ def _others(labels: Tensor, num_classes: int) -> Tensor:
 def plain_margins(box: Box, labels: Tensor) -> Tensor:
     """`l_y - u_j` for all j but y, shape (N, K - 1)."""
     lower = box.lower.gather(1, labels[:, None])
-    return lower - box.upper.gather(1, _others(labels, box.shape[1]))
+    return lower - box.upper.gather(1, other_classes(labels, box.shape[1]))
 
 
 def elided_margins(bounds: Bounds, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def elided_margins(bounds: Bounds, weight: Tensor, bias: Tensor | None, labels: 
     steps = 2 * (weight.shape[1] + 8)
     bounds = bounds.widened(steps)
     center, radius = bounds.box.center, bounds.box.radius
-    others = _others(labels, len(weight))
+    others = other_classes(labels, len(weight))
     # The differences of rows are never formed for the centre: differences of its logits are the same.
     logits = F.linear(center, weight, bias)
     spread = _spread(radius, weight, labels).gather(1, others)
