@@ -1,9 +1,10 @@
 import json
+import math
 
 import pytest
 import torch
 
-from rlif.demo import conditions, demo
+from rlif.demo import conditions, demo, rivals
 from rlif.demo.experts import rollout
 from rlif.demo.grid import DISCOUNT, exact_study, grid
 from rlif.demo.setting import SIZES
@@ -108,6 +109,21 @@ def test_the_papers_task_steps_as_the_pendulum_does():
         returns, seen = rollout(task, lambda states: 0 * states[:, :1], 2)
         assert seen.shape == (200, 2, 3)
         assert (returns < 0).all()
+
+
+@pytest.mark.parametrize(("best", "widest"), [(1e-3, 3), (0.025, 6), (2e-5, 6)])
+def test_the_imitators_rate_is_bracketed(monkeypatch, best, widest):
+    tried = []
+
+    def loss(prior, held, rate, *rest):
+        tried.append(rate)
+        return abs(math.log(rate / best))
+
+    monkeypatch.setattr(rivals, "_held_out_loss", loss)
+    chosen = rivals.choose_rate({}, SIZES["smoke"], 0, "cpu")
+    assert len(tried) == widest
+    assert min(tried) < chosen < max(tried)
+    assert abs(math.log(chosen / best)) < math.log(2)
 
 
 def test_the_papers_preset_is_the_official_one():

@@ -120,7 +120,7 @@ def choose_rate(prior: dict[str, Prior], sizes: Sizes, seed: int, device: str) -
             losses[rate] = _held_out_loss(prior, held, rate, sizes, seed, device)
         best, grid = min(losses, key=losses.__getitem__), sorted(losses)
         edge = {grid[0]: grid[0] / 3, grid[-1]: 3 * grid[-1]}.get(best)
-        rates = [edge] if edge is not None and len(losses) < len(RATES) + 2 else []
+        rates = [edge] if edge is not None and len(losses) < len(RATES) + 4 else []
     return best
 
 
