@@ -221,6 +221,10 @@ BAD = [
         lambda gap, b: gap.gap(*parts(b), noise_std=torch.tensor([1.0, 1.0, 0.0])),
         "noise_std must be positive",
     ),
+    (
+        lambda gap, b: gap.gap(*parts(b), noise_std=torch.tensor([1.0, 1.0, torch.inf])),
+        "noise_std must be positive and finite",
+    ),
     (lambda gap, b: gap.gap(*parts(b), noise_std=torch.ones(2)), r"noise_std must have shape \(3,\)"),
     (lambda gap, b: gap.gap(*parts(b), n=0, noise_std=1.0), "n must be at least 1"),
     (
@@ -246,6 +250,51 @@ def test_bad_input_is_named(call, message):
         call(make_gap(), rows())
 
 
+NO_TENSOR = [
+    (lambda gap, b: gap.log_ratio(b.observation.numpy(), b.action, b.next_observation), "observation"),
+    (lambda gap, b: gap.weight(b.observation, b.action.tolist(), b.next_observation), "action"),
+    (lambda gap, b: gap.gap(*parts(b)[:2], b.next_observation.numpy(), noise_std=1.0), "next_observation"),
+    (lambda gap, b: gap.correction(*parts(b)[:2], b.next_observation.numpy()), "next_observation"),
+]
+
+
+@pytest.mark.parametrize(("call", "name"), NO_TENSOR)
+def test_what_is_no_tensor_is_named(call, name):
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, got"):
+        call(make_gap(), rows())
+
+
+def test_integer_states_are_numbers_too():
+    gap, batch = make_gap(), rows()
+    whole = (10 * batch.observation).long()
+    expected = gap.gap(whole.float(), batch.action, whole.float(), noise_std=1.0, generator=rng())
+    found = gap.gap(whole, batch.action, whole, noise_std=1.0, generator=rng())
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_a_scale_that_the_module_cannot_hold_is_named(scale):
+    batch = rows(20, dtype=torch.float64)
+    far = Transitions(scale * batch.observation, batch.action, scale * batch.next_observation)
+    gap = make_gap()
+    with pytest.raises(
+        ValueError, match=r"real: observation has a mean or scale that torch\.float32 cannot hold"
+    ):
+        gap.standardize(far)
+    assert gap.observation_std.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_fitting_learns_in_every_mode(mode):
+    gap, batch = make_gap(), rows()
+    before = gap.log_ratio(*parts(batch))
+    with mode():
+        fit_gap(gap, batch, rows(seed=1), 3)
+    assert not torch.equal(gap.log_ratio(*parts(batch)), before)
+
+
 def test_a_size_that_is_no_integer_is_named():
+    with pytest.raises(TypeError, match="hidden must be a sequence of integers, got 64"):
+        DynamicsGap(3, 1, hidden=64)
     with pytest.raises(TypeError, match="action_dim must be an integer"):
         DynamicsGap(3, 1.5)

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from helpers import gaussian_sides, make_gap, normal, rng
+from helpers import gaussian_sides, make_gap, normal, probabilities, rng
 
 from h2orl import fit_gap, simulator_trust
 
@@ -95,11 +95,41 @@ def test_the_diagnosis_is_told_apart_by_state():
         trust.distinguishable()
     with pytest.raises(ValueError, match=r"quantiles must be in \[0, 1\]"):
         simulator_trust(gap, sim, quantiles=[1.5])
+    with pytest.raises(ValueError, match=r"in a sequence, got 0\.5"):
+        simulator_trust(gap, sim, quantiles=0.5)
 
 
-def test_classifiers_that_went_astray_do_not_trust():
+def test_a_single_transition_proves_nothing():
+    gap, _ = trained(SHIFT)
+    real, sim = gaussian_sides(200, SHIFT, seed=70)
+    sure = simulator_trust(gap, sim, real).information
+    assert sure > 0
+    for sides in ((sim[:1], real), (sim, real[:1])):
+        trust = simulator_trust(gap, *sides)
+        assert trust.information_error == torch.inf
+        assert not trust.distinguishable()
+
+
+def test_the_standard_error_is_that_of_two_means():
+    gap, _ = trained(SHIFT)
+    real, sim = gaussian_sides(300, SHIFT, seed=71)
+    sim = sim[:120]
+    gains = []
+    for rows, side in ((real, 0), (sim, 1)):
+        sa, sas = probabilities(gap, rows.observation, rows.action, rows.next_observation)
+        gains.append((sas[:, side].log() - sa[:, side].log()).double())
+    trust = simulator_trust(gap, sim, real)
+    torch.testing.assert_close(
+        trust.information, (gains[0].mean() + gains[1].mean()) / 2, atol=1e-5, rtol=1e-4
+    )
+    expected = 0.5 * (gains[0].var() / 300 + gains[1].var() / 120).sqrt()
+    torch.testing.assert_close(trust.information_error, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["d_sa", "d_sas"])
+def test_classifiers_that_went_astray_do_not_trust(name):
     gap, (_, sim) = make_gap(1, 1), gaussian_sides(50, SHIFT, seed=90)
     with torch.no_grad():
-        gap.d_sas.layers[0].weight[0, 0] = torch.nan
+        getattr(gap, name).layers[0].weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="gap must give finite ratios"):
         simulator_trust(gap, sim)

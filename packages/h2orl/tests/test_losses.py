@@ -200,7 +200,10 @@ def test_the_loss_compiles_whole():
 
 BAD = [
     ({"beta": -0.1}, "beta must be finite and at least 0"),
-    ({"beta": torch.tensor([-0.1])}, "beta must be at least 0"),
+    ({"beta": torch.tensor([-0.1])}, "beta must be finite and at least 0"),
+    ({"beta": torch.tensor(torch.nan)}, "beta must be finite and at least 0"),
+    ({"beta": torch.tensor([0.1, 0.2])}, r"beta must be one number or have shape \(1,\), got \(2,\)"),
+    ({"beta": torch.ones(3, 1)}, r"beta must be one number or have shape \(1,\), got \(3, 1\)"),
     ({"temperature": 0}, "temperature must be finite and above 0"),
     ({"reward_scale": 0}, "reward_scale must be finite and above 0"),
     ({"omega": torch.ones(6)}, "omega must have one value a transition, 7"),
@@ -224,7 +227,28 @@ def test_bad_input_is_named(change, message):
 def test_bad_input_of_the_parts_is_named():
     with pytest.raises(ValueError, match="omega must have length 7"):
         value_regularizer(torch.ones(7), torch.ones(5), torch.ones(6))
+    with pytest.raises(ValueError, match="omega must have length 7 and broadcast to q_sim"):
+        value_regularizer(torch.ones(7), torch.ones(5), torch.ones(3, 7))
     with pytest.raises(ValueError, match="not empty"):
         value_regularizer(torch.ones(7), torch.ones(0))
     with pytest.raises(ValueError, match=r"gap must have shape \(\.\.\., B\)"):
         sim_omega(torch.ones(0))
+    with pytest.raises(ValueError, match=r"be no column \(B, 1\), got \(4, 1\)"):
+        sim_omega(torch.ones(4, 1))
+
+
+@pytest.mark.parametrize("name", ["q_real", "y_real", "q_sim", "y_sim", "is_weight", "omega"])
+def test_what_is_no_tensor_is_named(name):
+    names = ("q_real", "y_real", "q_sim", "y_sim", "is_weight", "omega")
+    batch = dict(zip(names, problem(), strict=True))
+    batch[name] = [batch[name].numpy()] if name.startswith("q_") else batch[name].numpy()
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, got ndarray"):
+        h2o_critic_loss(**batch)
+
+
+def test_integers_are_numbers_too():
+    assert sim_omega(torch.tensor([3, 1])).tolist() == [0.75, 0.25]
+    q_real, q_sim = torch.tensor([[1, 3]]), torch.tensor([[2, 5, 2]])
+    targets = torch.zeros(2), torch.ones(3, dtype=torch.int64)
+    found = h2o_critic_loss(q_real, targets[0], q_sim, targets[1], torch.tensor([True, False, True]))
+    assert (found.td_real.item(), found.td_sim.item()) == (5.0, pytest.approx(2 / 3))

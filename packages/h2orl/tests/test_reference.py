@@ -1,10 +1,12 @@
+import math
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from helpers import normal, rng
 
-from h2orl import Transitions
+from h2orl import DynamicsGap, Transitions, sim_omega
 from h2orl.reference import CartPole, GroupedSAC, Pendulum, Settings
 
 
@@ -113,3 +115,73 @@ def test_log_probabilities_are_those_of_a_squashed_gaussian():
     torch.testing.assert_close(
         log_prob, squashed.log_prob(squashed.transforms[0](raw)).sum(-1), atol=1e-4, rtol=1e-4
     )
+
+
+def states_of(generators):
+    return [source.get_state() for source in generators]
+
+
+def rewind(generators, states):
+    for source, state in zip(generators, states, strict=True):
+        source.set_state(state)
+
+
+def test_conservatism_is_the_papers_cql_by_importance_sampling():
+    agents = GroupedSAC([Settings("real", conservatism=0.7)], 3, 1, [rng(4)], hidden=8)
+    observation, value = normal(1, 6, 3), normal(1, 2, 6, seed=1)
+    before = states_of(agents.generators)
+    found = agents._cql(observation, value)
+    rewind(agents.generators, before)
+    normals = agents.randn(2, 30, 1)[0]
+    everywhere = 30 * torch.erf(normals[0] / 2**0.5)  # uniform on [-30, 30]: a normal number's own quantile
+    assert everywhere.min() < -10
+    assert everywhere.max() > 10
+    mean, log_std = agents.actor(observation)[0].chunk(2, -1)
+    squash = torch.distributions.TanhTransform(cache_size=1)
+    total = torch.zeros(())
+    for state in range(6):
+        policy = torch.distributions.Normal(mean[state], log_std[state].exp())
+        policy = torch.distributions.TransformedDistribution(policy, squash)
+        energies = []
+        for draw in range(5 * state, 5 * state + 5):
+            own = squash(mean[state] + log_std[state].exp() * normals[1, draw])
+            for action, log_density in ((everywhere[draw] / 30, math.log(0.5)), (own, policy.log_prob(own))):
+                q = agents.values(observation[:, [state]], action.reshape(1, 1, 1))[0, :, 0]
+                energies.append(q - log_density)
+        total = total + (torch.stack(energies).exp().mean(0).log() - value[0, :, state]).sum()
+    torch.testing.assert_close(found, 0.7 * total / 6, atol=1e-4, rtol=1e-4)
+
+
+def test_every_agent_gets_the_corrections_of_its_own_classifiers():
+    settings = [
+        Settings("real"),
+        Settings("both", beta=0.1, adaptive_weight=True),
+        Settings("both", is_weight=True),
+        Settings("both", beta=0.1, adaptive_weight=True, is_weight=True),
+        Settings("sim", bonus=1.0),
+    ]
+    agents = GroupedSAC(settings, 3, 1, [rng(i) for i in range(5)], hidden=8, noise_std=0.4)
+    with torch.no_grad():
+        for value in agents.gap_weights.values():
+            value.mul_(3)
+    parts = 3 * normal(5, 7, 3), normal(5, 7, 1, seed=1), 3 * normal(5, 7, 3, seed=2)
+    before = states_of(agents.generators)
+    weight, omega, ratio = agents._corrections(*parts)
+    rewind(agents.generators, before)
+    for index, one in enumerate(settings):
+        state, action, following = (part[index] for part in parts)
+        gap, draws = DynamicsGap(3, 1, (8, 8)), following[:, None]
+        if one.needs_gap:
+            place = agents.with_gap.index(index)
+            gap.load_state_dict(
+                {name: value[place] for name, value in (agents.gap_weights | agents.gap_buffers).items()}
+            )
+            torch.testing.assert_close(ratio[index], gap.log_ratio(state, action, following))
+        if one.adaptive_weight:
+            draws = draws + 0.4 * agents.randn(7, 10, 3, agents=[index])[0]
+            torch.testing.assert_close(omega[index], sim_omega(gap.gap(state, action, draws)))
+            assert omega[index].max() > 2 / 7
+        else:
+            assert omega[index].tolist() == pytest.approx([1 / 7] * 7)
+        expected = gap.weight(state, action, following) if one.is_weight else torch.ones(7)
+        torch.testing.assert_close(weight[index], expected)

@@ -118,6 +118,11 @@ def test_bad_input_is_named():
     log = real_log()
     with pytest.raises(ValueError, match="real: action must lie within"):
         make(real=(log[0], 3 * log[1], *log[2:]))
+    with pytest.raises(ValueError, match="real must hold at least two transitions"):
+        make(real=tuple(column[:1] for column in log))
+    for name, value in (("beta", -1), ("real_ratio", 1.0), ("noise_ratio", 0)):
+        with pytest.raises(ValueError, match=f"{name} must"):
+            make(**{name: value})
     with pytest.raises(ValueError, match="real: observation must have width 3, got 2"):
         make(real=(log[0][:, :2], log[1], log[2], log[3][:, :2], log[4]))
     with pytest.raises(ValueError, match="real must hold reward"):

@@ -74,6 +74,59 @@ def test_episodes_are_cut_into_transitions():
         Transitions.from_episodes([])
 
 
+def test_episodes_that_do_not_fit_are_named():
+    columns = {"observations": np.zeros((4, 3)), "actions": np.zeros((3, 1))}
+    columns |= {"rewards": np.zeros(3), "terminations": np.zeros(3, bool)}
+    named = types.SimpleNamespace(**columns)
+    assert len(Transitions.from_episodes([columns, named])) == 6
+    with pytest.raises(ValueError, match="log: episode 0 must hold rewards"):
+        Transitions.from_episodes([{key: columns[key] for key in columns if key != "rewards"}], "log")
+    with pytest.raises(ValueError, match="episode 1: observation must be as wide as in the first episode, 3"):
+        Transitions.from_episodes([columns, columns | {"observations": np.zeros((4, 2))}])
+
+
+def test_integer_states_become_floating_point():
+    whole = np.arange(12).reshape(4, 3)
+    log = (whole, np.zeros((4, 1)), np.arange(4), whole + 1, np.zeros(4, int))
+    buffer = HybridBuffer(log)
+    assert buffer.real.observation.dtype == buffer.real.reward.dtype == torch.float32
+    buffer.add((whole + 0.5, *log[1:3], whole + 1.5, log[4]))
+    assert torch.equal(buffer.sim.observation, torch.as_tensor(whole + 0.5).float())
+    raw = Transitions(torch.as_tensor(whole), torch.zeros(4, 1), torch.as_tensor(whole))
+    assert Transitions.of(raw).observation.dtype == torch.float32
+
+
+def test_integer_rewards_of_a_half_precision_log_keep_their_digits():
+    state = torch.zeros(2, 3, dtype=torch.bfloat16)
+    found = Transitions(state, state[:, :1], state, torch.tensor([1001, 7]), torch.tensor([True, False]))
+    assert found.reward.tolist() == [1001, 7]
+    assert found.terminated.tolist() == [1, 0]
+
+
+def test_reversed_and_read_only_arrays_are_read():
+    states = np.arange(12.0).reshape(4, 3)[::-1]
+    fixed = states.copy()
+    fixed.setflags(write=False)
+    found = Transitions.of((states, np.zeros((4, 1)), fixed))
+    assert found.observation[:, 0].tolist() == found.next_observation[:, 0].tolist() == [9, 6, 3, 0]
+
+
+def test_columns_of_ends_and_rows_of_time_limits_fit_together():
+    batch = rows(4)
+    log = {"obs": batch.observation, "actions": batch.action, "next_obs": batch.next_observation}
+    done, limit = np.array([[1], [1], [0], [0]]), np.array([0, 1, 0, 1])
+    assert Transitions.of(log | {"dones": done, "truncations": limit}).terminated.tolist() == [1, 0, 0, 0]
+    with pytest.raises(ValueError, match="log: 'dones' and time limits must be as many"):
+        Transitions.of(log | {"dones": done, "truncations": limit[:1]}, "log")
+
+
+def test_transitions_are_compared_by_identity():
+    batch = rows(4)
+    same = batch
+    assert batch == same
+    assert batch != rows(4)
+
+
 def test_a_split_keeps_every_transition_once():
     first, second = numbered(0, 10).split(0.7, generator=rng())
     assert (len(first), len(second)) == (7, 3)
@@ -92,7 +145,7 @@ def test_the_ring_holds_the_newest_and_never_touches_the_real(sizes, ratio):
     for size in sizes:
         buffer.add(numbered(written, size))
         written += size
-    capacity = int(4 * ratio)
+    capacity = round(4 * ratio)
     assert buffer.sim_size == min(written, capacity)
     newest = set(range(written))
     assert set(buffer.sim.reward.tolist()) == set(sorted(newest)[-capacity:])
@@ -123,6 +176,11 @@ def test_the_state_goes_on_where_it_was():
         one.add(numbered(11, 2))
     assert torch.equal(other.sim.reward, buffer.sim.reward)
     assert set(other.sim.reward.tolist()) == set(range(5, 13))
+    with pytest.raises(
+        ValueError, match=r"state must come from HybridBuffer.state_dict, it lacks \['written'\]"
+    ):
+        other.load_state_dict({key: value for key, value in buffer.state_dict().items() if key != "written"})
+    assert HybridBuffer(numbered(0, 100), capacity_ratio=0.29).capacity == 29
     with pytest.raises(ValueError, match="capacity 8, this one has 12"):
         HybridBuffer(numbered(0, 4), capacity_ratio=3).load_state_dict(buffer.state_dict())
     with pytest.raises(ValueError, match="observation has shape"):
@@ -148,6 +206,24 @@ BAD = [
     (ValueError, lambda b: HybridBuffer(b).add(rows(4, actions=1)), "sim: action must be as wide"),
     (ValueError, lambda b: HybridBuffer(b[:0]), "real must hold at least one"),
     (ValueError, lambda b: HybridBuffer(b, capacity_ratio=0.01), "capacity_ratio must leave room"),
+    (ValueError, lambda b: HybridBuffer(b, capacity_ratio=float("inf")), "capacity_ratio must be finite"),
+    (TypeError, lambda b: HybridBuffer(b, capacity_ratio="10 times"), "capacity_ratio must be a number"),
+    (TypeError, lambda b: mix_batches((1, 2, 3), b), "real must be Transitions, got tuple"),
+    (
+        ValueError,
+        lambda b: mix_batches(b, Transitions(b.observation, b.action, b.next_observation)),
+        "sim: reward must be there as in the real data",
+    ),
+    (
+        TypeError,
+        lambda b: Transitions(b.observation + 0j, b.action, b.observation + 0j),
+        "observation must be real",
+    ),
+    (
+        TypeError,
+        lambda b: Transitions.of((np.full((4, 3), None), b.action, b.observation), "log"),
+        "log: observation must be an array of numbers",
+    ),
     (
         ValueError,
         lambda b: HybridBuffer((b.observation, b.action, b.next_observation)),

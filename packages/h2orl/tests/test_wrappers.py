@@ -86,3 +86,7 @@ def test_bad_input_is_named():
     assert env.unwrapped.g == 10.0
     with pytest.raises(TypeError, match="action_noise needs a Box"):
         SimulatorGap(gymnasium.make("CartPole-v1"), action_noise=0.1)
+    with pytest.raises(ValueError, match="attributes must not scale what gravity or friction scales"):
+        SimulatorGap(env, gravity=2.0, attributes={"g": 3.0})
+    with pytest.raises(TypeError, match="attributes: render_mode must be a number or an array, got None"):
+        SimulatorGap(env, attributes={"render_mode": 2.0})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,30 @@ def checked_share(name: str, value: Any) -> float:
     return number
 
 
+def checked_sizes(name: str, values: Any) -> list[int]:
+    """Return a list of integers of at least 1."""
+    try:
+        found = list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of integers, got {values!r}") from None
+    return [checked_integer(name, value, 1) for value in found]
+
+
+def checked_tensor(name: str, value: Any) -> Tensor:
+    """Return a tensor of real numbers."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.is_complex():
+        raise TypeError(f"{name} must be real, got {value.dtype}")
+    return value
+
+
+def broadcasts(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether a shape broadcasts to the wanted one without widening it."""
+    pairs = zip(reversed(shape), reversed(wanted), strict=False)
+    return len(shape) <= len(wanted) and all(size in (1, other) for size, other in pairs)
+
+
 def wide(values: Tensor) -> Tensor:
-    """Half-precision numbers as float32; logarithms and sums of exponentials need it."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    """Half-precision numbers and integers as float32; logarithms and sums of exponentials need it."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()

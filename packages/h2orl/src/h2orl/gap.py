@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from h2orl._checks import checked_float, checked_integer, wide
+from h2orl._checks import checked_float, checked_integer, checked_sizes, checked_tensor, wide
 from h2orl.losses import sim_omega
 from h2orl.transitions import Transitions, _draw
 
@@ -71,15 +71,15 @@ class Classifier(nn.Module):
         layers = cast("list[nn.Linear]", list(self.layers))
         first = layers[0]
         hidden = F.linear(left, first.weight[:, : self.size_left], first.bias)
-        in_place = not torch.is_grad_enabled()  # fresh memory is what many small layers cost most
+        # In place wherever autograd allows it: fresh memory is what many small layers cost most.
         if right is not None:
             hidden = hidden.unsqueeze(-2) if right.dim() > left.dim() else hidden
             other = F.linear(right, first.weight[:, self.size_left :])
-            hidden = other.add_(hidden) if in_place else other + hidden
+            hidden = other + hidden if torch.is_grad_enabled() else other.add_(hidden)
         for layer in layers[1:]:
             if dropping and self.dropout:
                 hidden = F.dropout(hidden, self.dropout)
-            hidden = F.linear(F.relu(hidden, inplace=in_place), layer.weight, layer.bias)
+            hidden = F.linear(F.relu(hidden, inplace=True), layer.weight, layer.bias)
         return self.bound * torch.tanh(wide(hidden))
 
 
@@ -132,7 +132,7 @@ class DynamicsGap(nn.Module):
         super().__init__()
         self.observation_dim = checked_integer("observation_dim", observation_dim, 1)
         self.action_dim = checked_integer("action_dim", action_dim, 1)
-        sizes = [checked_integer("hidden", size, 1) for size in hidden]
+        sizes = checked_sizes("hidden", hidden)
         bound = checked_float("logit_bound", logit_bound, positive=True)
         if checked_float("dropout", dropout) >= 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
@@ -154,7 +154,8 @@ class DynamicsGap(nn.Module):
             The module itself. The four buffers are in its `state_dict`; constant columns keep the scale 1.
 
         Raises:
-            ValueError: If there are fewer than two transitions or a width is wrong.
+            ValueError: If there are fewer than two transitions, a width is wrong, or the module's dtype cannot hold
+                the scale of a column.
         """
         rows = Transitions.of(real, "real")
         self._check(rows, "real")
@@ -163,8 +164,12 @@ class DynamicsGap(nn.Module):
         for name, values in (("observation", rows.observation.double()), ("action", rows.action.double())):
             mean, std = values.mean(0), values.std(0)
             constant = std <= 1e-6 * values.abs().amax(0)
-            getattr(self, f"{name}_mean").copy_(mean)
-            getattr(self, f"{name}_std").copy_(torch.where(constant, 1.0, std))
+            held = getattr(self, f"{name}_mean"), getattr(self, f"{name}_std")
+            kept = [value.to(held[0]) for value in (mean, torch.where(constant, 1.0, std))]
+            if not (kept[0].isfinite() & kept[1].isfinite() & (kept[1] > 0)).all():
+                raise ValueError(f"real: {name} has a mean or scale that {held[0].dtype} cannot hold")
+            for buffer, value in zip(held, kept, strict=True):
+                buffer.copy_(value)
         return self
 
     def forward(
@@ -226,6 +231,7 @@ class DynamicsGap(nn.Module):
             (B,) or (B, n), without a gradient, within +-2 * `logit_bound`.
 
         Raises:
+            TypeError: If an argument is no tensor.
             ValueError: If a shape does not fit.
         """
         self._check_shapes(observation, action, next_observation)
@@ -343,7 +349,7 @@ class DynamicsGap(nn.Module):
             (torch.Size([8]), 1.0)
         """
         _check_clamp(lo, hi)
-        if next_observation.dim() != 2:
+        if checked_tensor("next_observation", next_observation).dim() != 2:
             raise ValueError(f"next_observation must have shape (B, S), got {tuple(next_observation.shape)}")
         noisy = self._samples(next_observation, n, noise_std, generator)
         ratios = self.log_ratio(observation, action, torch.cat([next_observation[:, None], noisy], 1))
@@ -353,7 +359,7 @@ class DynamicsGap(nn.Module):
     def _samples(
         self, next_observation: Tensor, n: int, noise_std: Any, generator: torch.Generator | None
     ) -> Tensor:
-        if next_observation.dim() == 3:
+        if checked_tensor("next_observation", next_observation).dim() == 3:
             if noise_std is not None:
                 raise ValueError(
                     "noise_std must be None where next_observation holds draws (B, n, S) of your own"
@@ -369,11 +375,12 @@ class DynamicsGap(nn.Module):
                 raise ValueError(
                     f"noise_std must have shape ({self.observation_dim},), got {tuple(noise_std.shape)}"
                 )
-            if not torch.compiler.is_compiling() and not bool((noise_std > 0).all()):
-                raise ValueError("noise_std must be positive in every dimension")
+            good = (noise_std > 0) & noise_std.isfinite()
+            if not torch.compiler.is_compiling() and not bool(good.all()):
+                raise ValueError("noise_std must be positive and finite in every dimension")
         else:
             noise_std = checked_float("noise_std", noise_std, positive=True)
-        repeated = next_observation.unsqueeze(-2).expand(-1, count, -1)
+        repeated = wide(next_observation).unsqueeze(-2).expand(-1, count, -1)
         return repeated + noise_std * _randn(repeated, generator)
 
     def _scaled(self, values: Tensor, name: str) -> Tensor:
@@ -397,9 +404,12 @@ class DynamicsGap(nn.Module):
         return rows
 
     def _check_shapes(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> None:
+        columns = ("observation", observation), ("action", action), ("next_observation", next_observation)
+        for name, values in columns:
+            checked_tensor(name, values)
         size = observation.shape[0] if observation.dim() else 0
         wanted = {"observation": (size, self.observation_dim), "action": (size, self.action_dim)}
-        for name, values in (("observation", observation), ("action", action)):
+        for name, values in columns[:2]:
             if tuple(values.shape) != wanted[name]:
                 raise ValueError(f"{name} must have shape {wanted[name]}, got {tuple(values.shape)}")
         shape = tuple(next_observation.shape)
@@ -453,13 +463,14 @@ def fit_gap(
     mode, history = gap.training, []
     gap.train()
     try:
-        for _ in range(steps):
-            rows = [_draw(side, size, generator) for side in sides]
-            loss = gap.loss(rows[0], rows[1], input_noise, generator)
-            optimizer.zero_grad()
-            loss.total.backward()
-            optimizer.step()
-            history.append(torch.stack(loss).detach())
+        with torch.inference_mode(False), torch.enable_grad():
+            for _ in range(steps):
+                rows = [_draw(side, size, generator) for side in sides]
+                loss = gap.loss(rows[0], rows[1], input_noise, generator)
+                optimizer.zero_grad()
+                loss.total.backward()
+                optimizer.step()
+                history.append(torch.stack(loss).detach())
     finally:
         gap.train(mode)
         optimizer.zero_grad()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from h2orl._checks import checked_float, wide
+from h2orl._checks import broadcasts, checked_float, checked_tensor, wide
 
 
 class H2OLoss(NamedTuple):
@@ -38,7 +38,8 @@ def sim_omega(gap: Tensor) -> Tensor:
         (..., B), without a gradient; sums to 1 over the last dimension. Gaps that are all zero give the uniform one.
 
     Raises:
-        ValueError: If the batch is empty.
+        TypeError: If `gap` is no tensor.
+        ValueError: If the batch is empty, or a column (B, 1), in which every row would be a batch of its own.
 
     Examples:
         >>> sim_omega(torch.tensor([3.0, 1.0, 0.0]))
@@ -46,8 +47,11 @@ def sim_omega(gap: Tensor) -> Tensor:
         >>> sim_omega(torch.zeros(4))
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    if gap.dim() == 0 or gap.shape[-1] == 0:
-        raise ValueError(f"gap must have shape (..., B) with B at least 1, got {tuple(gap.shape)}")
+    shape = tuple(checked_tensor("gap", gap).shape)
+    if not shape or shape[-1] == 0 or (len(shape) == 2 and shape[1] == 1 < shape[0]):
+        raise ValueError(
+            f"gap must have shape (..., B) with B at least 1 and be no column (B, 1), got {shape}"
+        )
     gap = wide(gap.detach())
     least = torch.finfo(gap.dtype).tiny
     largest = gap.amax(-1, keepdim=True).clamp_min(least)
@@ -73,7 +77,7 @@ def value_regularizer(
     Args:
         q_sim: Q of the simulated batch, (..., B).
         q_real: Q of the real batch, (..., R).
-        omega: Distribution over the simulated batch, broadcastable to (..., B); None is uniform. Taken without
+        omega: Distribution over the simulated batch, (B,) or broadcastable to (..., B); None is uniform. Taken without
             gradient.
         temperature: Weight of the divergence; towards 0 the maximum is taken, towards infinity the mean under omega.
         clip: Bound of the result, beyond which there is no gradient.
@@ -90,16 +94,17 @@ def value_regularizer(
     """
     scale = checked_float("temperature", temperature, positive=True)
     bound = checked_float("clip", clip, positive=True)
-    q_sim, q_real = wide(q_sim), wide(q_real)
+    q_sim, q_real = wide(checked_tensor("q_sim", q_sim)), wide(checked_tensor("q_real", q_real))
     if q_sim.dim() == 0 or q_sim.shape[-1] == 0 or q_real.dim() == 0 or q_real.shape[-1] == 0:
         shapes = tuple(q_sim.shape), tuple(q_real.shape)
         raise ValueError(f"q_sim and q_real must have shapes (..., B) and (..., R), not empty, got {shapes}")
     if omega is None:
         log_omega = q_sim.new_tensor(-math.log(q_sim.shape[-1]))
     else:
-        if omega.dim() == 0 or omega.shape[-1] != q_sim.shape[-1]:
+        shape = checked_tensor("omega", omega).shape
+        if omega.dim() == 0 or shape[-1] != q_sim.shape[-1] or not broadcasts(shape, q_sim.shape):
             raise ValueError(
-                f"omega must have length {q_sim.shape[-1]} as q_sim, got shape {tuple(omega.shape)}"
+                f"omega must have length {q_sim.shape[-1]} and broadcast to q_sim, got shape {tuple(shape)}"
             )
         omega = wide(omega.detach())
         log_omega = omega.clamp_min(torch.finfo(omega.dtype).tiny).log().to(q_sim.dtype)
@@ -146,7 +151,9 @@ def h2o_critic_loss(
         The loss and its parts, summed over critics and agents, means over the batch.
 
     Raises:
-        ValueError: If a length does not fit, `beta` is negative, or `reward_scale` is not positive.
+        TypeError: If something is no tensor.
+        ValueError: If a length does not fit, `beta` is negative or not finite, or has one value a critic instead of one
+            an agent, or `reward_scale` is not positive.
 
     Examples:
         >>> q_real, q_sim = torch.zeros(2, 3), torch.ones(2, 4)
@@ -159,10 +166,7 @@ def h2o_critic_loss(
         shapes = tuple(q_real.shape), tuple(q_sim.shape)
         raise ValueError(f"q_real and q_sim must be of the same critics, got shapes {shapes}")
     y_real, y_sim = _aligned("y_real", y_real, q_real), _aligned("y_sim", y_sim, q_sim)
-    if not isinstance(beta, Tensor):
-        checked_float("beta", beta)
-    elif not torch.compiler.is_compiling() and bool((beta < 0).any()):
-        raise ValueError("beta must be at least 0")
+    _check_beta(beta, q_sim.shape[:-2])
     squared = (q_sim - y_sim).square()
     if is_weight is not None:
         squared = squared * _aligned("is_weight", is_weight, q_sim)
@@ -206,11 +210,22 @@ def multiplier_loss(
     return -0.5 * (weight * (reg.detach() - target)).sum()
 
 
+def _check_beta(beta: float | Tensor, agents: Sequence[int]) -> None:
+    if not isinstance(beta, Tensor):
+        checked_float("beta", beta)
+        return
+    if not broadcasts(beta.shape, (*agents, 1)):
+        raise ValueError(f"beta must be one number or have shape {(*agents, 1)}, got {tuple(beta.shape)}")
+    if not torch.compiler.is_compiling() and not bool(((beta >= 0) & beta.isfinite()).all()):
+        raise ValueError("beta must be finite and at least 0")
+
+
 def _stacked(name: str, values: Tensor | Sequence[Tensor]) -> Tensor:
     """Q as (..., E, B) in float32 at least."""
     if not isinstance(values, Tensor):
         rows = [
-            critic.squeeze(-1) if critic.dim() == 2 and critic.shape[-1] == 1 else critic for critic in values
+            critic.squeeze(-1) if critic.dim() == 2 and critic.shape[-1] == 1 else critic
+            for critic in (checked_tensor(name, one) for one in values)
         ]
         if not rows or any(row.dim() != 1 or row.shape != rows[0].shape for row in rows):
             shapes = [tuple(row.shape) for row in values]
@@ -219,12 +234,12 @@ def _stacked(name: str, values: Tensor | Sequence[Tensor]) -> Tensor:
     values = values.unsqueeze(0) if values.dim() == 1 else values
     if values.dim() == 0 or values.shape[-1] == 0:
         raise ValueError(f"{name} must have shape (critics, B), not empty, got {tuple(values.shape)}")
-    return wide(values)
+    return wide(checked_tensor(name, values))
 
 
 def _aligned(name: str, values: Tensor, q: Tensor) -> Tensor:
     """A column of the batch, (B,), (B, 1) or (..., B), as (..., 1, B) beside Q, without gradient."""
-    size, found = q.shape[-1], tuple(values.shape)
+    size, found = q.shape[-1], tuple(checked_tensor(name, values).shape)
     values = wide(values.detach())
     if q.dim() == 2 and found in ((size,), (size, 1)):
         return values.reshape(size)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from h2orl._checks import checked_integer
+from h2orl._checks import checked_float, checked_integer, checked_share
 from h2orl.gap import DynamicsGap
 from h2orl.losses import h2o_critic_loss
 from h2orl.transitions import Transitions, _complete, _draw, _halves
@@ -51,7 +51,7 @@ class H2OSAC(SAC):
 
     Raises:
         TypeError: If the observation space is no flat `Box`.
-        ValueError: If `real` does not fit the spaces.
+        ValueError: If `real` does not fit the spaces, or `beta`, `real_ratio` or `noise_ratio` is out of range.
 
     Examples:
         >>> import gymnasium, numpy as np
@@ -81,7 +81,9 @@ class H2OSAC(SAC):
         gap_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.beta, self.reward_scale, self.real_ratio = beta, reward_scale, real_ratio
+        self.beta, self.reward_scale = checked_float("beta", beta), reward_scale
+        self.real_ratio = checked_share("real_ratio", real_ratio)
+        checked_float("noise_ratio", noise_ratio, positive=True)
         self.adaptive_weight, self.is_weight, self.backup_entropy = adaptive_weight, is_weight, backup_entropy
         self.num_samples, self.noise_ratio, self.input_noise = num_samples, noise_ratio, input_noise
         self.gap_learning_rate, self.gap_kwargs = gap_learning_rate, gap_kwargs
@@ -111,6 +113,8 @@ class H2OSAC(SAC):
         """
         rows = _complete(Transitions.of(real, "real"), "real")
         self.gap._check(rows, "real")
+        if len(rows) < 2:
+            raise ValueError(f"real must hold at least two transitions, got {len(rows)}")
         space = self.action_space
         assert isinstance(space, spaces.Box)
         actions = rows.action.cpu().numpy()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from h2orl._checks import checked_integer, checked_share
+from h2orl._checks import checked_float, checked_integer, checked_share, wide
 
 _SPELLINGS = {
     "observation": ("observation", "observations", "obs"),
@@ -18,10 +18,11 @@ _SPELLINGS = {
     "reward": ("reward", "rewards"),
     "terminated": ("terminated", "terminations", "terminals"),
 }
+_EPISODE = ("observations", "actions", "rewards", "terminations")
 _TIME_LIMITS = ("truncated", "truncations", "timeouts")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transitions:
     """A batch of transitions (s, a, s', r, terminated).
 
@@ -35,7 +36,7 @@ class Transitions:
         terminated: 1 where the episode truly ended, else 0, (N,) or (N, 1). A time limit is no end: 0 there.
 
     Raises:
-        TypeError: If a field is no tensor or the actions are integers.
+        TypeError: If a field is no tensor of real numbers or the actions are integers.
         ValueError: If shapes do not fit together.
 
     Examples:
@@ -53,7 +54,7 @@ class Transitions:
     def __post_init__(self) -> None:
         for name in ("observation", "action", "next_observation"):
             _check_rows(name, getattr(self, name))
-        if self.action.dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool):
+        if not self.action.is_floating_point():
             raise TypeError(
                 f"action must be floating point, got {self.action.dtype}: one-hot encode discrete actions"
             )
@@ -121,7 +122,7 @@ class Transitions:
             name: What an error calls the data.
 
         Returns:
-            The transitions, floating point. NumPy's float64 becomes float32.
+            The transitions, floating point: integers become float32, and so does NumPy's float64.
 
         Raises:
             TypeError: If it is none of these.
@@ -134,7 +135,10 @@ class Transitions:
             >>> Transitions.of(log).observation.dtype
             torch.float32
         """
-        found = data if isinstance(data, cls) else cls(*(_tensor(column) for column in _read(data, name)))
+        found = data if isinstance(data, cls) else cls(*_read(data, name))
+        if not found.observation.is_floating_point() or not found.next_observation.is_floating_point():
+            states = wide(found.observation), wide(found.next_observation)
+            found = replace(found, observation=states[0], next_observation=states[1])
         check_values(found, name)
         return found
 
@@ -152,24 +156,24 @@ class Transitions:
 
         Raises:
             TypeError: If observations are dictionaries or tuples: flatten them first.
-            ValueError: If there is no episode, or lengths do not fit.
+            ValueError: If there is no episode, a column is missing, or lengths or widths do not fit.
         """
         parts = []
         for index, episode in enumerate(episodes):
-            item = episode if isinstance(episode, Mapping) else vars(episode)
-            states, actions = item["observations"], item["actions"]
-            if isinstance(states, (Mapping, tuple)):
+            where = f"{name}: episode {index}"
+            columns = {key: _part(episode, key, where) for key in _EPISODE}
+            if isinstance(columns["observations"], (Mapping, tuple)):
                 raise TypeError(
                     f"{name}: observations of episode {index} are nested; flatten them to (T + 1, S)"
                 )
-            states, actions = _tensor(states), _tensor(actions)
+            states, actions, *ends = (_tensor(value, f"{where}: {key}") for key, value in columns.items())
             if len(states) != len(actions) + 1:
                 sizes = f"{len(states)} observations and {len(actions)} actions"
                 raise ValueError(
                     f"{name}: episode {index} must have one observation more than actions, got {sizes}"
                 )
-            ends = [_tensor(item[key]) for key in ("rewards", "terminations")]
             parts.append(cls(states[:-1], actions, states[1:], *ends))
+            _check_widths(parts[0], parts[-1], where, "the first episode")
         if not parts:
             raise ValueError(f"{name} must hold at least one episode")
         joined = cls(
@@ -194,11 +198,20 @@ def check_values(data: Transitions, name: str) -> None:
         raise ValueError(f"{name}: terminated must be 0 or 1")
 
 
+def _part(episode: Any, key: str, where: str) -> Any:
+    found = episode.get(key) if isinstance(episode, Mapping) else getattr(episode, key, None)
+    if found is None:
+        raise ValueError(f"{where} must hold {key}")
+    return found
+
+
 def _check_rows(name: str, rows: Any) -> None:
     if not isinstance(rows, Tensor):
         raise TypeError(
             f"{name} must be a tensor, got {type(rows).__name__}; Transitions.of reads other things"
         )
+    if rows.is_complex():
+        raise TypeError(f"{name} must be real, got {rows.dtype}")
     if rows.dim() != 2:
         raise ValueError(f"{name} must have shape (N, features), got {tuple(rows.shape)}")
 
@@ -206,18 +219,32 @@ def _check_rows(name: str, rows: Any) -> None:
 def _column(name: str, column: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     if tuple(column.shape) not in ((size,), (size, 1)):
         raise ValueError(f"{name} must have shape ({size},) or ({size}, 1), got {tuple(column.shape)}")
-    return column.reshape(size).to(dtype if not column.is_floating_point() else column.dtype)
+    if column.is_complex():
+        raise TypeError(f"{name} must be real, got {column.dtype}")
+    # Integers of a bfloat16 log keep all their digits.
+    dtype = column.dtype if column.is_floating_point() else torch.promote_types(dtype, torch.float32)
+    return column.reshape(size).to(dtype)
 
 
-def _tensor(values: Any) -> Any:
+def _tensor(values: Any, name: str) -> Any:
     if values is None or isinstance(values, Tensor):
         return values
-    found = torch.as_tensor(values)
+    if hasattr(values, "strides") and (not values.flags.writeable or min(values.strides, default=0) < 0):
+        values = values.copy()  # torch takes no reversed views, and warns of read-only ones
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be an array of numbers: {error}") from None
     return found.float() if found.dtype == torch.float64 else found
 
 
 def _read(data: Any, name: str) -> list[Any]:
-    """The five columns in the order of `Transitions`, None where there is none."""
+    """The five columns in the order of `Transitions` as tensors, None where there is none."""
+    columns = zip(fields(Transitions), _found(data, name), strict=True)
+    return [_tensor(column, f"{name}: {field.name}") for field, column in columns]
+
+
+def _found(data: Any, name: str) -> list[Any]:
     if hasattr(data, "_asdict"):  # Stable-Baselines3: its buffers have taken time limits out of `dones`
         data = {("terminated" if key == "dones" else key): value for key, value in data._asdict().items()}
     if isinstance(data, Mapping):
@@ -246,8 +273,14 @@ def _read_mapping(data: Mapping[str, Any], name: str) -> list[Any]:
             raise ValueError(
                 f"{name}: 'dones' may hold time limits, which are no ends; pass 'terminated', or 'truncated' too"
             )
-        done, limits = torch.as_tensor(done).bool(), torch.as_tensor(limits).bool()
-        found["terminated"] = done & ~limits
+        ends = [
+            _tensor(flags, f"{name}: {key}").bool() for key, flags in (("dones", done), ("truncated", limits))
+        ]
+        if ends[0].numel() != ends[1].numel():
+            raise ValueError(
+                f"{name}: 'dones' and time limits must be as many, got {[len(flags) for flags in ends]}"
+            )
+        found["terminated"] = ends[0].flatten() & ~ends[1].flatten()
     return [found[field.name] for field in fields(Transitions)]
 
 
@@ -263,7 +296,7 @@ def mix_batches(
 
     Args:
         real: Real transitions.
-        sim: Simulated transitions.
+        sim: Simulated transitions, with the same columns.
         ratio: Share of real transitions in the batch, in (0, 1).
         batch: Size of both halves together.
         generator: Source of randomness.
@@ -272,7 +305,8 @@ def mix_batches(
         round(ratio * batch) real transitions and the others simulated.
 
     Raises:
-        ValueError: If a side is empty, a width differs, or a half would be empty.
+        TypeError: If a side is something else.
+        ValueError: If a side is empty, a width or the columns differ, or a half would be empty.
 
     Examples:
         >>> rows = Transitions(torch.zeros(5, 3), torch.zeros(5, 1), torch.ones(5, 3))
@@ -280,6 +314,11 @@ def mix_batches(
         [2, 6]
     """
     num_real, num_sim = _halves(ratio, batch)
+    for name, side in (("real", real), ("sim", sim)):
+        if not isinstance(side, Transitions):
+            raise TypeError(
+                f"{name} must be Transitions, got {type(side).__name__}; Transitions.of reads other things"
+            )
     _check_widths(real, sim)
     for name, side in (("real", real), ("sim", sim)):
         if len(side) == 0:
@@ -305,13 +344,16 @@ def _draw(rows: Transitions, size: int, generator: torch.Generator | None) -> Tr
     return rows[random_rows(len(rows), size, rows.observation.device, generator)]
 
 
-def _check_widths(real: Transitions, sim: Transitions) -> None:
+def _check_widths(
+    first: Transitions, second: Transitions, name: str = "sim", of: str = "the real data"
+) -> None:
     for field in ("observation", "action"):
-        widths = getattr(real, field).shape[1], getattr(sim, field).shape[1]
+        widths = getattr(first, field).shape[1], getattr(second, field).shape[1]
         if widths[0] != widths[1]:
-            raise ValueError(
-                f"sim: {field} must be as wide as in the real data, {widths[0]}, got {widths[1]}"
-            )
+            raise ValueError(f"{name}: {field} must be as wide as in {of}, {widths[0]}, got {widths[1]}")
+    for field in ("reward", "terminated"):
+        if (getattr(first, field) is None) != (getattr(second, field) is None):
+            raise ValueError(f"{name}: {field} must be there as in {of}, or in neither")
 
 
 class HybridBuffer:
@@ -323,7 +365,9 @@ class HybridBuffer:
         capacity_ratio: Room for simulated transitions, in multiples of the real ones.
 
     Raises:
-        ValueError: If `real` is empty, lacks rewards or ends, or holds a value that is not finite.
+        TypeError: If `capacity_ratio` is no number.
+        ValueError: If `real` is empty, lacks rewards or ends, or holds a value that is not finite, or if
+            `capacity_ratio` leaves no room.
 
     Examples:
         >>> rows = (torch.zeros(4, 3), torch.zeros(4, 1), torch.zeros(4), torch.ones(4, 3), torch.zeros(4))
@@ -338,7 +382,7 @@ class HybridBuffer:
         self.real = _complete(Transitions.of(real, "real"), "real")
         if len(self.real) == 0:
             raise ValueError("real must hold at least one transition")
-        self.capacity = int(capacity_ratio * len(self.real))
+        self.capacity = round(checked_float("capacity_ratio", capacity_ratio) * len(self.real))
         if self.capacity < 1:
             raise ValueError(f"capacity_ratio must leave room for a transition, got {capacity_ratio}")
         columns = self.real._columns()
@@ -433,8 +477,11 @@ class HybridBuffer:
             state: The state of a buffer of the same capacity and widths.
 
         Raises:
-            ValueError: If the capacity or a shape differs.
+            ValueError: If something is missing, or the capacity or a shape differs.
         """
+        missing = {"capacity", "written", *(field.name for field in fields(Transitions))} - state.keys()
+        if missing:
+            raise ValueError(f"state must come from HybridBuffer.state_dict, it lacks {sorted(missing)}")
         if state["capacity"] != self.capacity:
             raise ValueError(
                 f"state is of a buffer of capacity {state['capacity']}, this one has {self.capacity}"

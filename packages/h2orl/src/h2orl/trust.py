@@ -14,7 +14,7 @@ from h2orl.gap import DynamicsGap
 from h2orl.transitions import Transitions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SimulatorTrust:
     """What `simulator_trust` found; N simulated transitions, S observation dimensions, K bins, Q quantiles.
 
@@ -34,7 +34,7 @@ class SimulatorTrust:
         information: With held-out real transitions, how much better the classifier that sees s' tells the two apart
             than the one that does not, in nats, mean of both sides; about 0 or below where dynamics agree. NaN
             without them.
-        information_error: Its standard error.
+        information_error: Its standard error; infinite if a side has a single transition.
     """
 
     gap: Tensor
@@ -116,14 +116,13 @@ def simulator_trust(
     """
     rows = gap._check(Transitions.of(sim, "sim"), "sim")
     bins = checked_integer("num_bins", num_bins, 1)
-    levels = torch.tensor(
-        [float(level) for level in quantiles], dtype=torch.float64, device=rows.observation.device
-    )
-    if not len(levels) or not ((levels >= 0) & (levels <= 1)).all():
-        raise ValueError(f"quantiles must be in [0, 1], got {list(quantiles)}")
+    levels = torch.as_tensor(quantiles, dtype=torch.float64, device=rows.observation.device)
+    if levels.dim() != 1 or not len(levels) or not ((levels >= 0) & (levels <= 1)).all():
+        raise ValueError(f"quantiles must be in [0, 1], in a sequence, got {quantiles}")
     parts = rows.observation, rows.action, rows.next_observation
     ratio = gap.log_ratio(*parts)
-    if not bool(ratio.isfinite().all()):
+    familiar = gap.real_probability(rows.observation, rows.action)
+    if not bool((ratio.isfinite() & familiar.isfinite()).all()):
         raise ValueError("gap must give finite ratios, its weights hold NaN or infinity")
     if noise_std is None:
         found = gap.gap(rows.observation, rows.action, rows.next_observation.unsqueeze(1))
@@ -136,7 +135,7 @@ def simulator_trust(
     return SimulatorTrust(
         gap=found,
         weight=weight,
-        familiar=gap.real_probability(rows.observation, rows.action),
+        familiar=familiar,
         mean_weight=weight.mean(),
         quantiles=levels,
         gap_quantiles=found.double().quantile(levels),
@@ -178,5 +177,7 @@ def _information(gap: DynamicsGap, sim: Transitions, real: Any) -> tuple[Tensor,
 def _mean_and_error(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The mean of the groups' means, and its standard error."""
     mean = torch.stack([group.double().mean() for group in groups]).mean()
-    squares = [group.double().var(correction=0) / max(len(group) - 1, 1) for group in groups]
+    if min(len(group) for group in groups) < 2:
+        return mean, torch.full_like(mean, torch.inf)
+    squares = [group.double().var() / len(group) for group in groups]
     return mean, torch.stack(squares).sum().sqrt() / len(groups)

@@ -35,8 +35,8 @@ class SimulatorGap(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
             with dots goes into parts, `{"model.body_mass": 1.2}`.
 
     Raises:
-        TypeError: If noise is asked for and actions are not continuous.
-        ValueError: If a factor or the noise is negative or not finite.
+        TypeError: If noise is asked for and actions are not continuous, or an attribute is no number.
+        ValueError: If a factor or the noise is negative or not finite, or a quantity is scaled twice.
         AttributeError: If the environment has no such quantity.
 
     Examples:
@@ -70,6 +70,10 @@ class SimulatorGap(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
             factors[self._path("gravity", ("model.opt.gravity", "gravity", "g"))] = gravity
         if checked_float("friction", friction) != 1:
             factors[self._path("friction", ("model.geom_friction", "friction"))] = friction
+        if len(factors) < len(attributes or {}) + (gravity != 1) + (friction != 1):
+            raise ValueError(
+                f"attributes must not scale what gravity or friction scales, got {sorted(factors)}"
+            )
         owners = {path: self._owner(path) for path in factors}  # all are there before any is changed
         self._before: list[tuple[Any, str, Any]] = []
         for path, factor in factors.items():
@@ -123,6 +127,8 @@ class SimulatorGap(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
             owner = getattr(owner, part)
         if not hasattr(owner, name):
             raise AttributeError(f"attributes: {self.unwrapped} has no {path}")
+        if not isinstance(getattr(owner, name), (int, float, np.number, np.ndarray)):
+            raise TypeError(f"attributes: {path} must be a number or an array, got {getattr(owner, name)!r}")
         return owner, name
 
     def _scale(self, owner: Any, name: str, factor: float) -> None:

@@ -39,9 +39,9 @@ SIZES = {
         num_validation=30,
         num_test=100,
         gap_steps=800,
-        betas=(0.0003, 0.001, 0.01),
-        bonuses=(0.03, 0.1, 0.3),
-        conservatisms=(0.1, 0.3, 1.0),
+        betas=(0.0003, 0.003, 0.03),
+        bonuses=(0.03, 0.2, 1.0),
+        conservatisms=(0.01, 0.03, 0.1, 0.3),
         num_checks=10,
     ),
 }

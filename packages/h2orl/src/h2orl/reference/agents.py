@@ -13,7 +13,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from h2orl.gap import DynamicsGap, GapLoss
-from h2orl.losses import h2o_critic_loss
+from h2orl.losses import h2o_critic_loss, sim_omega
 from h2orl.transitions import Transitions
 
 
@@ -62,7 +62,8 @@ class GroupedMLP(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Apply each to its own batch."""
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            values = torch.baddbmm(bias, values if index == 0 else F.relu(values), weight)
+            # In place: fresh memory is what wide groups cost most.
+            values = torch.baddbmm(bias, values if index == 0 else F.relu(values, inplace=True), weight)
         return values
 
 
@@ -110,6 +111,7 @@ class GroupedSAC:
         self.target = [parameter.detach().clone() for parameter in self.critic.parameters()]
         self.log_temperature = nn.Parameter(torch.full((size, 1), math.log(temperature)))
         self.with_gap = [index for index, one in enumerate(self.settings) if one.needs_gap]
+        self.adaptive = [index for index, one in enumerate(self.settings) if one.adaptive_weight]
         self.conservative = [index for index, one in enumerate(self.settings) if one.conservatism > 0]
         self._make_gaps(observation_dim, action_dim, hidden)
         self.parameters = [
@@ -125,9 +127,7 @@ class GroupedSAC:
         self.beta, self.bonus, self.conservatism = (
             torch.tensor(column[name])[:, None] for name in ("beta", "bonus", "conservatism")
         )
-        self.weighted, self.adaptive = (
-            torch.tensor(column[name])[:, None] for name in ("is_weight", "adaptive_weight")
-        )
+        self.weighted = torch.tensor(column["is_weight"])[:, None]
 
     def _make_gaps(self, observation_dim: int, action_dim: int, hidden: int) -> None:
         """The classifiers of the agents that need them, stacked."""
@@ -253,29 +253,33 @@ class GroupedSAC:
         omega = torch.full_like(weight, 1 / weight.shape[1])
         if self.with_gap:
             chosen = self.with_gap
-            parts = observation[chosen], action[chosen], next_observation[chosen]
+            found = self.ratios(observation[chosen], action[chosen], next_observation[chosen])
+            ratio[chosen] = found
+            weight[chosen] = torch.where(self.weighted[chosen], found.exp().clamp(1e-5, 1), 1.0)
+        if self.adaptive:
+            chosen = self.adaptive
             noise = self.randn(weight.shape[1], 10, next_observation.shape[-1], agents=chosen)
-            samples = parts[2].unsqueeze(-2) + self.noise_std * noise
-            found = self.ratios(*parts[:2], torch.cat([parts[2].unsqueeze(-2), samples], -2))
-            gap = (-found[..., 1:]).mean(-1).clamp(1e-30, 10)
-            weighted, adaptive = self.weighted[chosen], self.adaptive[chosen]
-            ratio[chosen] = found[..., 0]
-            weight[chosen] = torch.where(weighted, found[..., 0].exp().clamp(1e-5, 1), 1.0)
-            omega[chosen] = torch.where(adaptive, gap / gap.sum(-1, keepdim=True), omega[chosen])
+            samples = next_observation[chosen].unsqueeze(-2) + self.noise_std * noise
+            gap = -self.ratios(observation[chosen], action[chosen], samples, chosen).mean(-1)
+            omega[chosen] = sim_omega(gap.clamp(0, 10))
         return weight, omega, ratio
 
     @torch.no_grad()
-    def ratios(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        """Log ratios by the classifiers of the agents in `with_gap`, (len(with_gap), B, ...)."""
+    def ratios(
+        self, observation: Tensor, action: Tensor, next_observation: Tensor, agents: list[int] | None = None
+    ) -> Tensor:
+        """Log ratios by the classifiers of some agents, all in `with_gap` by default, (len(agents), B, ...)."""
         assert self.gap_module is not None
-        module = self.gap_module
-        base = _Ratio(module)
+        base = _Ratio(self.gap_module)
+        places = slice(None) if agents is None else [self.with_gap.index(agent) for agent in agents]
+        state = {
+            f"gap.{name}": value[places] for name, value in (self.gap_weights | self.gap_buffers).items()
+        }
 
-        def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], *parts: Tensor) -> Tensor:
-            state = {f"gap.{name}": value for name, value in (weights | buffers).items()}
+        def one(state: dict[str, Tensor], *parts: Tensor) -> Tensor:
             return functional_call(base, state, parts)
 
-        return vmap(one)(self.gap_weights, self.gap_buffers, observation, action, next_observation)
+        return vmap(one)(state, observation, action, next_observation)
 
     def _cql(self, observation: Tensor, value: Tensor) -> Tensor:
         """CQL(H) with importance sampling: five uniform and five policy actions a state, for its agents alone."""
