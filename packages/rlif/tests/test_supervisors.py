@@ -304,6 +304,15 @@ def test_what_is_no_supervisor():
         InterventionController(lambda seen: None, 1)
     with pytest.raises(TypeError, match="device must be callable"):
         CallableSupervisor([0.5])
+    for call, named in (
+        (lambda: RandomSupervisor(0.5, 0.5), "policy"),
+        (lambda: ScheduleSupervisor(None), "policy"),
+        (lambda: ActionDistanceSupervisor("a", 0.5), "policy"),
+        (lambda: ValueSupervisor(same, None), "q_ref"),
+        (lambda: ValueSupervisor(same, same, 0.97), "reference"),
+    ):
+        with pytest.raises(TypeError, match=f"{named} must be callable"):
+            call()
 
 
 def test_a_step_that_only_resets_starts_nothing():
@@ -321,6 +330,33 @@ def test_a_step_that_only_resets_starts_nothing():
         [True, False],
         [False, True],
     ]
+
+
+class Answers(Supervisor):
+    def __init__(self, take, action):
+        self.answer = take, action
+
+    def __call__(self, observation, action, active, generator=None):
+        return self.answer
+
+
+def test_a_supervisor_of_ones_own_may_answer_in_arrays_but_not_in_other_numbers():
+    controller = InterventionController(Answers(np.array([True, False]), np.full((2, 1), 0.5)), 2)
+    assert controller.decide(None, torch.zeros(2, 1)).action.tolist() == [[0.5], [0.0]]
+    small = torch.zeros(2, dtype=torch.int8)
+    assert InterventionController(Answers([True] * 2, [1, 127]), 2).decide(None, small).action.tolist() == [
+        1,
+        127,
+    ]
+    for take, action, named in (
+        ([True] * 2, [0.0, 1.0], r"supervisor must return actions of torch.int8, got torch.float"),
+        ([True] * 2, [0, 257], r"supervisor must return actions of torch.int8, got torch.int64: \[0, 257\]"),
+        ([True] * 2, [[0], [1]], r"supervisor must return actions of the shape \(2,\)"),
+        ([True], [0, 1], r"take, of the supervisor, must have the shape \(2,\)"),
+        ([0.5, 1.0], [0, 1], "take, of the supervisor, must be booleans"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            InterventionController(Answers(take, action), 2).decide(None, small)
 
 
 def test_two_environments_may_be_given_one_schedule():

@@ -72,6 +72,37 @@ def as_tensor(name: str, values: Any) -> Tensor:
     return torch.as_tensor(array)
 
 
+def as_actions(name: str, what: str, value: Any, like: Tensor) -> Tensor:
+    """Return what somebody does in the form of other actions; no number is cut off or wraps to fit.
+
+    Args:
+        name: Who does it.
+        what: What it is called.
+        value: The actions.
+        like: Actions whose shape, dtype and device it must have or get.
+
+    Returns:
+        A tensor like `like`.
+    """
+    found = as_tensor(f"what {name} returns", value)
+    if found.shape != like.shape:
+        raise ValueError(
+            f"{name} must return {what} of the shape {tuple(like.shape)}, got {tuple(found.shape)}"
+        )
+    actions = found.to(like)
+    whole = like.is_floating_point() or found.dtype in (like.dtype, torch.bool)
+    if not whole and (found.is_floating_point() or not torch.equal(actions.to(found), found)):
+        raise ValueError(f"{name} must return {what} of {like.dtype}, got {found.dtype}: {found.tolist()}")
+    return actions
+
+
+def checked_callable(name: str, value: Any) -> Any:
+    """Return what can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r}")
+    return value
+
+
 def checked_flags(name: str, values: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     """Return flags as a boolean tensor; anything but booleans and exact zeros and ones is refused.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlif._checks import checked_flags, checked_integer
+from rlif._checks import as_actions, checked_flags, checked_integer
 from rlif.supervisors import Supervisor
 
 
@@ -118,12 +118,9 @@ class InterventionController:
         if action.ndim < 1 or len(action) != self.num_envs:
             raise ValueError(f"action must have {self.num_envs} rows, got the shape {tuple(action.shape)}")
         self._to(action.device)
-        take, own = self.supervisor(observation, action, self._was, generator)
-        if take.dtype != torch.bool or take.shape != self._was.shape or own.shape != action.shape:
-            raise ValueError(
-                f"supervisor must return boolean flags ({self.num_envs},) and actions {tuple(action.shape)}, "
-                f"got {take.dtype} {tuple(take.shape)} and {tuple(own.shape)}"
-            )
+        answer = self.supervisor(observation, action, self._was, generator)
+        take = checked_flags("take, of the supervisor,", answer[0], (self.num_envs,))
+        own = as_actions("supervisor", "actions", answer[1], action)
         here = self._here(valid)
         intervened = self._held(take.to(action.device) & here) & here
         takeover = intervened & ~self._was
@@ -133,7 +130,7 @@ class InterventionController:
         executed = action
         if not self.label_only:
             rows = intervened.view(-1, *[1] * (action.ndim - 1))
-            executed = torch.where(rows, own.to(action), action)
+            executed = torch.where(rows, own, action)
         return Decision(executed, intervened, takeover, caused)
 
     def _here(self, valid: Any) -> Tensor:

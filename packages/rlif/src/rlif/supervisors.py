@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlif._checks import as_tensor, checked_choice, checked_float, checked_integer
+from rlif._checks import (
+    as_actions,
+    as_tensor,
+    checked_callable,
+    checked_choice,
+    checked_float,
+    checked_integer,
+)
 
 Policy = Callable[[Any], Any]
 """Observations of N environments to their N actions."""
@@ -109,7 +116,7 @@ class CallableSupervisor(Supervisor):
             raise ValueError(
                 f"device must return None, to leave the policy in control, or an action, got {value}"
             )
-        return _as_actions("device", "None or an action", value, like)
+        return as_actions("device", "None or an action", value, like)
 
 
 class RandomSupervisor(Supervisor):
@@ -123,7 +130,7 @@ class RandomSupervisor(Supervisor):
     """
 
     def __init__(self, policy: Policy, p: float) -> None:
-        self.policy = policy
+        self.policy = checked_callable("policy", policy)
         self.p = checked_float("p", p, 0, 1)
 
     def __call__(
@@ -150,7 +157,7 @@ class ScheduleSupervisor(Supervisor):
     may_let_go = True
 
     def __init__(self, policy: Policy, wait: int = 10, length: tuple[int, int] = (1, 5)) -> None:
-        self.policy = policy
+        self.policy = checked_callable("policy", policy)
         self.wait = checked_integer("wait", wait, 1)
         try:
             low, high = length
@@ -199,8 +206,8 @@ class ValueSupervisor(Supervisor):
 
     Args:
         policy: What acts during a take-over, observations (N, S) to actions (N, *A).
-        q_ref: Critic (observations, actions) -> values of the shape (N,), (N, 1), (E, N), (E, N, 1), or a tuple of them
-            (Stable-Baselines3).
+        q_ref: Critic (observations, actions) -> values of the shape (N,), (N, 1), (E, N), (E, N, 1), or a tuple.
+            It gets the environment's own actions; Stable-Baselines3's critics want `model.policy.scale_action` of them.
         reference: Policy whose action the critic compares with; `None` compares with `policy` itself (the official
             strategies named "ref").
         alpha: Factor of the ratio rule.
@@ -237,7 +244,8 @@ class ValueSupervisor(Supervisor):
         n_steps: int | None = 4,
         ensemble: str = "min",
     ) -> None:
-        self.policy, self.q_ref, self.reference = policy, q_ref, reference
+        self.policy, self.q_ref = checked_callable("policy", policy), checked_callable("q_ref", q_ref)
+        self.reference = None if reference is None else checked_callable("reference", reference)
         self.rule = checked_choice("rule", rule, ("ratio", "gap"))
         if self.rule == "gap" and delta is None:
             raise ValueError("delta must be given with rule='gap': the margin in units of Q")
@@ -269,7 +277,7 @@ class ValueSupervisor(Supervisor):
             Where the action is worse than the rule allows (N,), boolean.
         """
         tensors = _tensors(observation)
-        own = None if self.reference else _actions("policy", self.policy, tensors, action)
+        own = None if self.reference is not None else _actions("policy", self.policy, tensors, action)
         return self._bad(tensors, action, own)
 
     def _bad(self, observation: Any, action: Tensor, own: Tensor | None) -> Tensor:
@@ -311,7 +319,7 @@ class ActionDistanceSupervisor(Supervisor):
     def __init__(
         self, policy: Policy, threshold: float, *, beta: float = 0.95, n_steps: int | None = 4
     ) -> None:
-        self.policy = policy
+        self.policy = checked_callable("policy", policy)
         self.threshold = checked_float("threshold", threshold, 0)
         self.beta = checked_float("beta", beta, 0, 1)
         self.n_steps = None if n_steps is None else checked_integer("n_steps", n_steps, 1)
@@ -378,19 +386,7 @@ def _tensors(observation: Any) -> Any:
 def _actions(name: str, policy: Policy, observation: Any, like: Tensor) -> Tensor:
     """What a policy does, in the form of the actions it stands beside."""
     with torch.no_grad():
-        return _as_actions(name, "actions", policy(observation), like)
-
-
-def _as_actions(name: str, what: str, value: Any, like: Tensor) -> Tensor:
-    """What somebody does in the form of other actions; no number is cut off to fit."""
-    found = as_tensor(f"what {name} returns", value)
-    if found.shape != like.shape:
-        raise ValueError(
-            f"{name} must return {what} of the shape {tuple(like.shape)}, got {tuple(found.shape)}"
-        )
-    if found.is_floating_point() and not like.is_floating_point():
-        raise ValueError(f"{name} must return {what} of {like.dtype}, got {found.dtype}")
-    return found.to(like)
+        return as_actions(name, "actions", policy(observation), like)
 
 
 def _values(found: Any, count: int, ensemble: str) -> Tensor:
