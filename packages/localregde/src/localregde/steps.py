@@ -202,12 +202,12 @@ def stages(
     return tuple(k)
 
 
-def evaluate(func: Dynamics, t: Tensor, z: Tensor) -> Tensor:
+def evaluate(func: Dynamics, t: Tensor, z: Tensor, name: str = "func") -> Tensor:
     """Evaluate the dynamics and hold their shape against the state's, which would broadcast else."""
     found = func(t, z)
     if not isinstance(found, Tensor) or found.shape != z.shape:
         told = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"func must return the shape of the state, {tuple(z.shape)}, got {told}")
+        raise ValueError(f"{name} must return the shape of the state, {tuple(z.shape)}, got {told}")
     return found
 
 

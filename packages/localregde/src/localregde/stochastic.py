@@ -127,8 +127,8 @@ def local_step_sde(
     """
     dtype = work_dtype(z)
     return _SCHEMES[checked_choice("scheme", scheme, _SCHEMES)](
-        _cast(drift, z.dtype, dtype),
-        _cast(diffusion, z.dtype, dtype),
+        _cast("drift", drift, z.dtype, dtype),
+        _cast("diffusion", diffusion, z.dtype, dtype),
         as_time(tau, z).to(dtype),
         z.to(dtype),
         torch.as_tensor(h, dtype=dtype, device=z.device),
@@ -142,9 +142,9 @@ def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, dtype=work_dtype(like), generator=generator, device=device).to(like.device)
 
 
-def _cast(field: Field, state: torch.dtype, work: torch.dtype) -> Field:
+def _cast(name: str, field: Field, state: torch.dtype, work: torch.dtype) -> Field:
     """A field that is asked in the state's dtype and answers in that of the sums."""
-    return lambda t, z: evaluate(field, t.to(state), z.to(state)).to(work)
+    return lambda t, z: evaluate(field, t.to(state), z.to(state), name).to(work)
 
 
 def _lamba(f: Field, g: Field, t: Tensor, z: Tensor, h: Tensor, dw: Tensor, dz: Tensor) -> StochasticStep:
