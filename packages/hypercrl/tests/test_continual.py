@@ -244,14 +244,13 @@ def test_buffers_that_a_pass_sets_anew_belong_to_their_task(kind):
 def test_importance_comes_back_with_the_state():
     _, hnet = make()
     importance = torch.rand(2, 32, generator=seeded(), dtype=torch.float64)
-    state = OutputRegularizer(hnet, 2, importance=importance).state_dict()
-    again = OutputRegularizer(hnet, 2)
+    regularizer, again = OutputRegularizer(hnet, 2, importance=importance), OutputRegularizer(hnet, 2)
+    state = regularizer.state_dict()
     again.load_state_dict(state)
     assert torch.equal(again.importance, importance)
     with torch.no_grad():
         hnet.theta()[0].add_(0.1)
-    assert again.loss() == OutputRegularizer.loss(again) > 0
-    again.load_state_dict(state)
+    assert again.loss() == regularizer.loss() > 0
     with pytest.raises(ValueError, match="saved without importance"):
         again.load_state_dict(OutputRegularizer(hnet, 2).state_dict())
 
@@ -282,8 +281,6 @@ def test_memory_is_counted():
 def test_it_makes_a_classifier_of_any_module_continual():
     model = nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
     generator = seeded()
-    from hypercrl import HyperNetwork
-
     x = torch.randn(200, 2, generator=generator)
     labels = [(x[:, 0] > 0).long(), (x[:, 0] < 0).long()]  # the second task contradicts the first
     accuracy = {}

@@ -180,7 +180,7 @@ class _Bench:
             tried, best = choose(
                 grid[: self.preset.strengths],
                 lambda strength, setting=setting: self.attempt(  # type: ignore[misc]
-                    replace(setting, strength=strength), self.tasks[:3]
+                    replace(setting, strength=strength), self.tasks[:2]
                 ),
                 self.preset.widenings,
             )
@@ -257,7 +257,7 @@ class _Bench:
             "model": f"target of {target} weights, {' and '.join(map(str, sizes.hidden))} hidden units; "
             "task identity and the inputs' statistics of each task are given to every learner",
             "budget": f"{sizes.iterations} updates a task in batches of {sizes.batch}, the same batches for all; "
-            f"coreset of {sizes.coreset} transitions a task; strengths by validation error on the first three tasks, "
+            f"coreset of {sizes.coreset} transitions a task; strengths by validation error on the first two tasks, "
             "the grid widened at its edges; learning rates on the first task, likewise",
             "chosen": {
                 name: {

@@ -33,7 +33,7 @@ def curves(outcomes: dict[str, Outcome], tried: dict[str, dict[float, Outcome]])
         _curve(
             "Stability by the regulariser",
             "beta",
-            "validation error over three tasks, %",
+            "validation error over two tasks, %",
             strengths,
             "log",
             "log",
