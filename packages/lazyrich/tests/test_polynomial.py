@@ -19,6 +19,7 @@ from lazyrich import (
     suff_loss,
     suff_stats,
 )
+from lazyrich.dmft import _Fields
 
 
 def weights(N, D, seed=0, shift=0.0):
@@ -229,3 +230,31 @@ def test_arguments_that_cannot_be_learnt_are_named():
         suff_stats(task.b)
     with pytest.raises(ValueError, match="D must be at least 1"):
         PolyTask(0, 3)
+
+
+def test_the_mean_fields_derivatives_are_those_of_autograd():
+    """Total derivatives through the whole memory, which a short or weak one would hardly show in the curves."""
+    N, T, alpha, eps, number = 2, 4, 0.8, 0.5, 30
+    size = N * T
+    fields = _Fields(weights(number, size + 1), N, T, alpha, eps)
+    root, c = weights(size, size, 1), 0.3 * weights(1, size, 2)[0]
+    C = root @ root.T / size + torch.outer(c, c)
+    later = torch.kron(torch.ones(T, T).tril(-1), torch.ones(N, N)).double()
+    rho = 0.4 * weights(size, size, 3) * later
+    for t in range(T):
+        fields.advance(t, C, c, rho)
+    blocks = [slice(t * N, (t + 1) * N) for t in range(T)]
+    u = torch.cat([fields._field(now, slice(0, now.stop), C, c) for now in blocks], 1).requires_grad_()
+    z, G = fields.z.clone().requires_grad_(), []
+    for now in blocks:
+        memory = torch.cat(G, 1) @ rho[now, : now.start].T if G else 0.0
+        h = u[:, now] - memory
+        d = alpha * (h + eps / 2 * h**2).mean(1) - z**2 / 2
+        G.append(alpha * d[:, None] * (1 + eps * h))
+    G = torch.cat(G, 1)
+    assert torch.allclose(fields.G, G)
+    assert torch.allclose(fields.second, G.T @ G / number)
+    for i in range(size):
+        by_u, by_z = torch.autograd.grad(G[:, i].mean(), (u, z), retain_graph=True)
+        assert torch.allclose(fields.Gamma[i], by_u.sum(0), atol=1e-10)
+        assert torch.allclose(fields.gamma[i], by_z.sum(), atol=1e-10)
