@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from h2orl.demo import conditions, demo
+from h2orl.demo.training import entropy
 
 GAPS = ("gravity x 2", "length x 0.6", "action noise 0.5")
 
@@ -85,6 +86,13 @@ def test_the_smoke_run_keeps_the_contract():
             assert -3300 < row["return_low"] <= row["real_return"] <= row["return_high"] < 0
     for curve in result["curves"]:
         assert set(curve["series"]) <= set(names)
+    for series in result["curves"][-1]["series"].values():
+        assert all(0 <= share <= 1.00001 for share in series["y"])
+
+
+def test_the_spread_of_omega_is_its_entropy():
+    omega = torch.tensor([[0.25] * 4, [0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(entropy(omega), torch.tensor([1.0, 0.5, 0.0]))
 
 
 def test_an_unknown_preset_is_named():

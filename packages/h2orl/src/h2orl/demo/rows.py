@@ -89,7 +89,7 @@ def diagnosis_rows(diagnoses: Mapping[str, Diagnosis]) -> list[dict[str, Any]]:
 def curves(
     arms: Sequence[Arm], outcome: Outcome, best: Mapping[tuple[str, str], int], sizes: Sizes
 ) -> list[dict[str, Any]]:
-    """Validation returns along training, one plot a gap."""
+    """Validation returns along training, one plot a gap, and how evenly H2O's omega is spread."""
     drawn = []
     for gap in sizes.gaps:
         series = {
@@ -98,4 +98,17 @@ def curves(
             if place in (gap, "all gaps")
         }
         drawn.append({"title": gap, "x_label": "updates", "y_label": "return in reality", "series": series})
+    series = {
+        f"{place}: {name}": {"x": outcome.updates, "y": outcome.spread[:, index].tolist()}
+        for (place, name), index in best.items()
+        if name == "H2O"
+    }
+    drawn.append(
+        {
+            "title": "spread of omega",
+            "x_label": "updates",
+            "y_label": "share of the greatest entropy",
+            "series": series,
+        }
+    )
     return drawn

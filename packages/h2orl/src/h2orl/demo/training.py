@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,12 +24,14 @@ _WARM_UP = 100
 class Outcome:
     """Returns in reality of G agents: validation (G, V), test (G, T), and validation means along training (C, G).
 
+    `spread` is the entropy of omega at these times as a share of its greatest, (C, G).
     `idle` and `behaviour` are what doing nothing and the log's own agent return in the test episodes, (T,).
     """
 
     validation: Tensor
     test: Tensor
     along: Tensor
+    spread: Tensor
     updates: list[int]
     idle: Tensor
     behaviour: Tensor
@@ -95,7 +98,7 @@ def train(
     starts = [
         REALITY.reset(1, count, generator=generator) for count in (sizes.num_validation, sizes.num_test)
     ]
-    every, along, updates = max(sizes.num_updates // sizes.num_checks, 1), [], []
+    every, along, spread, updates = max(sizes.num_updates // sizes.num_checks, 1), [], [], []
     for step in range(sizes.num_updates + _WARM_UP):
         with torch.no_grad():
             action = agents.policy(run.observation, agents.randn(4, 1))[0]
@@ -109,11 +112,18 @@ def train(
         agents.update(stores.half(0, sizes.half), stores.half(1, sizes.half), *sides)
         if done % every == 0:
             along.append(returns(agents, starts[0]).mean(1))
+            spread.append(entropy(agents.omega))
             updates.append(done)
         report(done / sizes.num_updates, f"{done} of {sizes.num_updates} updates")
     idle = _returns(lambda observation: torch.zeros_like(observation[..., :1]), starts[1])[0]
     validation, test = (returns(agents, start) for start in starts)
-    return Outcome(validation, test, torch.stack(along), updates, idle, returns(behaviour, starts[1])[0])
+    history = torch.stack(along), torch.stack(spread), updates
+    return Outcome(validation, test, *history, idle, returns(behaviour, starts[1])[0])
+
+
+def entropy(omega: Tensor) -> Tensor:
+    """Entropy over the last dimension, 1 for the uniform distribution."""
+    return torch.special.entr(omega).sum(-1) / math.log(omega.shape[-1])
 
 
 @torch.no_grad()

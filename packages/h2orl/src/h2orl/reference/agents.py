@@ -73,6 +73,8 @@ class GroupedSAC:
     Losses are means over the batch and sums over agents, so that agents do not touch each other: a group gives what
     its agents give alone, with the same generators. No entropy in the target, as in the paper's code.
 
+    `omega` holds the distributions over the last simulated halves, (G, B).
+
     Args:
         settings: One for each agent.
         observation_dim: Size S.
@@ -103,6 +105,7 @@ class GroupedSAC:
         input_noise: float = 0.1,
     ) -> None:
         self.settings, self.generators = list(settings), list(generators)
+        self.omega = torch.empty(len(self.settings), 0)
         self.discount, self.tau, self.noise_std, self.input_noise = discount, tau, noise_std, input_noise
         self.action_dim, size = action_dim, len(self.settings)
         inputs = observation_dim + action_dim
@@ -190,6 +193,7 @@ class GroupedSAC:
         cut = halves[0][0].shape[1]
         noises = self.randn(2, observation.shape[1], self.action_dim)
         weight, omega, bonus = self._corrections(*halves[1][:3])
+        self.omega = omega
         temperature = self.log_temperature.detach().exp()
         with torch.no_grad():
             next_action, _ = self.policy(next_observation, noises[:, 0])
