@@ -113,13 +113,19 @@ def test_a_larger_beta_holds_old_weights_better_and_zero_is_fine_tuning():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
-def test_a_random_subset_is_divided_by_its_size():
+@pytest.mark.parametrize("mode", ["store", "theta"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_random_subset_is_divided_by_its_size(mode, weighted):
     _, hnet = make(tasks=5)
-    regularizer = OutputRegularizer(hnet, 4, beta=1.0, max_tasks=2)
-    everything = OutputRegularizer(hnet, 4, beta=1.0)
+    factors = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64) if weighted else torch.ones(4)
+    flags = {"beta": 1.0, "targets": mode}
+    if weighted:
+        flags["importance"] = factors[:, None].expand(4, hnet.num_weights)
+    regularizer = OutputRegularizer(hnet, 4, max_tasks=2, **flags)
+    everything = OutputRegularizer(hnet, 4, **flags)
     with torch.no_grad():
         hnet.weights[-1] += 0.1
-    squares = everything.drift().square()
+    squares = factors * everything.drift().square()
     seen = set()
     for seed in range(12):
         chosen = torch.randperm(4, generator=seeded(seed))[:2]

@@ -34,11 +34,18 @@ def made_up(**changes):
         "plain coreset": 9.5, "single": 8.0, "no change predicted": 101.0,
     }  # fmt: skip
     rewards = {"HyperCRL, first order": 60.0, "fine-tuning": 25.0, "plain fine-tuning": 20.0, "single": 62.0}
+    sizes = {"HyperCRL, chunked": 13_000, "single": 24_000}
     for name, value in changes.items():
-        place, key = (rewards, name[2:]) if name.startswith("r ") else (errors, name)
+        place, key = {"r ": (rewards, name[2:]), "p ": (sizes, name[2:])}.get(name[:2], (errors, name))
         place[key] = value
     return [
-        {"name": name, "error": value, "validation": value, "reward": rewards.get(name)}
+        {
+            "name": name,
+            "error": value,
+            "validation": value,
+            "reward": rewards.get(name),
+            "parameters": sizes.get(name, 5000),
+        }
         for name, value in errors.items()
     ]
 
@@ -56,7 +63,8 @@ def test_rows_that_show_it_all_hold():
         ({"plain coreset": 6.0}, "coreset"),
         ({"EWC": 81.0, "SI": 81.0}, "better of EWC and SI errs less than fine-tuning"),
         ({"no change predicted": 19.0}, "no change"),
-        ({"HyperCRL, chunked": 41.0}, "chunked"),
+        ({"HyperCRL, chunked": 41.0}, "chunked one errs less"),
+        ({"p HyperCRL, chunked": 24_001}, "chunked one is smaller"),
         ({"SI": 9.0}, "better of EWC and SI"),
         ({"fine-tuning": 19.0, "HyperCRL, chunked": 9.0, "EWC": 18.0}, "HyperCRL errs less than fine-tuning"),
         ({"r plain fine-tuning": 61.0}, "fine-tuning"),
