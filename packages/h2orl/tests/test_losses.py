@@ -112,6 +112,16 @@ def test_a_reward_scale_scales_the_loss_by_its_square(seed, scale):
     torch.testing.assert_close(scaled.total, scale**2 * plain.total)
 
 
+@pytest.mark.parametrize("scale", [0.1, 20.0])
+def test_a_reward_scale_scales_the_clip_too(scale):
+    q_real, y_real, q_sim, y_sim, weight, omega = problem()
+    batch = q_real, y_real, q_sim + 1500, y_sim  # the regulariser is clipped at 1000
+    plain = h2o_critic_loss(*batch, weight, omega)
+    scaled = h2o_critic_loss(*(scale * part for part in batch), weight, omega, reward_scale=scale)
+    assert plain.reg.item() == 2000
+    assert scaled.reg.item() == pytest.approx(2000 * scale)
+
+
 @given(seed=st.integers(0, 999), shift=st.floats(-100, 100), temperature=st.floats(0.05, 20))
 def test_the_regulariser_is_the_maximum_over_distributions(seed, shift, temperature):
     q_real, _, q_sim, _, _, omega = problem(seed=seed)
@@ -156,6 +166,10 @@ def test_omega_is_a_distribution_that_follows_the_gaps(gaps, random):
     random.shuffle(order)
     torch.testing.assert_close(sim_omega(gap[order]), omega[order])
     assert (omega[gap.argsort()].diff() >= 0).all()
+
+
+def test_omega_has_no_gradient():
+    assert not sim_omega(torch.tensor([1.0, 2.0], requires_grad=True)).requires_grad
 
 
 def test_gaps_without_any_gap_are_uniform_and_zero_gaps_weigh_nothing():

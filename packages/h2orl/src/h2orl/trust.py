@@ -155,9 +155,12 @@ def _bins(observation: Tensor, gap: Tensor, num_bins: int, levels: Tensor) -> tu
     shares = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64, device=gap.device)
     edges = observation.quantile(shares, dim=0).T.contiguous()
     places = torch.searchsorted(edges[:, 1:-1].contiguous(), observation.T.contiguous(), right=True)  # (S, N)
-    member = places.unsqueeze(1) == torch.arange(num_bins, device=gap.device)[:, None]  # (S, K, N)
-    inside = torch.where(member, gap, torch.nan).nanquantile(levels, dim=-1)
-    return edges, member.sum(-1), inside.movedim(0, -1)
+    bins, counts, inside = torch.arange(num_bins, device=gap.device)[:, None], [], []
+    for place in places:  # one dimension at a time: all at once take S * K * N numbers
+        member = place == bins
+        counts.append(member.sum(-1))
+        inside.append(torch.where(member, gap, torch.nan).nanquantile(levels, dim=-1).T)
+    return edges, torch.stack(counts), torch.stack(inside)
 
 
 def _information(gap: DynamicsGap, sim: Transitions, real: Any) -> tuple[Tensor, Tensor]:
