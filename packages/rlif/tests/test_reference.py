@@ -1,3 +1,6 @@
+import copy
+import math
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -151,6 +154,42 @@ def test_one_update_by_hand():
     torch.testing.assert_close(
         agent.log_temperature.item(), 0.1 * (log_prob.mean() - 0.5).item(), atol=1e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_two_of_four_critics_or_the_twins_with_entropy_by_hand(plain):
+    if plain:
+        agent = GroupedSAC.plain(3, 1, generators(0), hidden=(6,), discount=0.9)
+    else:
+        agent = GroupedSAC(3, 1, generators(0), hidden=(6,), critics=4, discount=0.9)
+    with torch.no_grad():
+        agent.log_temperature.fill_(math.log(0.5))
+    agent.critic_optimizer = torch.optim.SGD(agent.critic.parameters(), lr=0.1)
+    agent.actor_optimizer = torch.optim.SGD(agent.actor.parameters(), lr=0.1)
+    agent.generators, draw = generators(7), generators(7)[0]
+    states, actions, rewards, following, mask = parts = batch(1)
+    with torch.no_grad():
+        next_action, log_prob = agent.actor.sample(following, torch.randn(12, 1, generator=draw)[None])
+        values = agent.values(following, next_action, target=True)[0]
+        if plain:
+            value = torch.minimum(*values) - 0.5 * log_prob[0]
+        else:
+            value = torch.minimum(*values[torch.rand(4, generator=draw).argsort()[:2]])
+        wanted = rewards[0] + 0.9 * mask[0] * value
+    loss = (agent.values(states, actions)[0] - wanted).square().mean(1).sum()
+    weights = list(agent.critic.parameters())
+    stepped = [w.detach() - 0.1 * g for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True)]
+    before = copy.deepcopy(agent.actor)
+    agent.update(parts)
+    for found, one in zip(agent.critic.parameters(), stepped, strict=True):
+        torch.testing.assert_close(found.detach(), one)
+    action, log_prob = before.sample(states, torch.randn(12, 1, generator=draw)[None])
+    values = agent.values(states, action)[0]
+    value = torch.minimum(*values) if plain else values.mean(0)
+    weights = list(before.parameters())
+    grads = torch.autograd.grad((0.5 * log_prob[0] - value).mean(), weights)
+    for found, old, grad in zip(agent.actor.parameters(), weights, grads, strict=True):
+        torch.testing.assert_close(found.detach(), old.detach() - 0.1 * grad)
 
 
 def test_buffers_fill_at_their_own_rates():
