@@ -65,15 +65,17 @@ def demo(
     verdict = conditions(rows)
     report(1.0, "done")
     return {
-        "claim": "Adding the error estimate of one solver step at a random time to the loss makes a neural ODE cheaper to "
-        "solve at the same accuracy, as much as regularising every step does, at hardly any price in training.",
+        "claim": "Adding the error estimate of one solver step at a random time to the loss makes a neural ODE "
+        "cheaper to solve at the same accuracy, as much as regularising every step does, at hardly any price in "
+        "training.",
         "setting": {
             "data": f"{images.name}; {paths.name}, {len(paths.times)} output times",
             "model": f"MLP of width {labelled.hidden} with time at every layer, dopri5 at atol = rtol = "
             f"{labelled.tolerance:g} (oscillator: {followed.tolerance:g}), float32",
-            "budget": f"{labelled.steps} steps of {labelled.batch} samples, Adam at {labelled.learning_rate:g}, every arm at "
-            "each strength from the same weights on the same batches; the strength that makes the validation solve "
-            "cheapest without 0.5 points (oscillator: 10 %) more error than vanilla; a choice at an edge widens the grid",
+            "budget": f"{labelled.steps} steps of {labelled.batch} samples, Adam at {labelled.learning_rate:g}, "
+            "every arm at each strength from the same weights on the same batches; the strength that makes the "
+            "validation solve cheapest without 0.5 points (oscillator: 10 %) more error than vanilla; a choice at an edge widens "
+            "the grid",
         },
         "metrics": METRICS,
         "rows": rows,

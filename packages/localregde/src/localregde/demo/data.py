@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from localregde.recording import checked_solver
+
 Pairs = tuple[Tensor, Tensor]
 
 
@@ -79,7 +81,6 @@ def _full_mnist(device: str) -> Problem:
 
 def oscillator(generator: torch.Generator, device: str, num_times: int, count: int) -> Problem:
     """Trajectories of van der Pol's oscillator (mu = 2) from random states, solved to 1e-8."""
-    from torchdiffeq import odeint
 
     def van_der_pol(t: Tensor, z: Tensor) -> Tensor:
         x, v = z[:, 0], z[:, 1]
@@ -87,7 +88,7 @@ def oscillator(generator: torch.Generator, device: str, num_times: int, count: i
 
     t = torch.linspace(0, 3, num_times, dtype=torch.float64)
     z0 = 4 * torch.rand(3 * count, 2, generator=generator, dtype=torch.float64) - 2
-    paths = odeint(van_der_pol, z0, t, atol=1e-8, rtol=1e-8).transpose(0, 1)
+    paths = checked_solver(None)(van_der_pol, z0, t, atol=1e-8, rtol=1e-8).transpose(0, 1)
     z0, paths, t = (part.float().to(device) for part in (z0, paths, t))
     parts = [(z0[i * count : (i + 1) * count], paths[i * count : (i + 1) * count]) for i in range(3)]
     return Problem(f"van der Pol, {count} trajectories", t, parts[0], parts[1], parts[2], 0)

@@ -37,8 +37,7 @@ class Arm:
 
 def arms(tolerance: float) -> list[Arm]:
     """All of them; the first is trained without anything."""
-    ends = {"atol": tolerance, "rtol": tolerance}
-    plain = LocalRegularizer(**ends).eval()  # type: ignore[arg-type]
+    plain = LocalRegularizer(atol=tolerance, rtol=tolerance).eval()
 
     def unregularised(
         func: nn.Module, z: Tensor, t: Tensor, strength: float, g: torch.Generator
@@ -50,12 +49,12 @@ def arms(tolerance: float) -> list[Arm]:
         return plain.solve(func, z, steer_end(t, width, generator=g))
 
     def kinetic(func: nn.Module, z: Tensor, t: Tensor, strength: float, g: torch.Generator) -> LocalRegResult:
-        return taylor_reg(func, z, t, order=1, **ends)
+        return taylor_reg(func, z, t, order=1, atol=tolerance, rtol=tolerance)
 
     def over_all_steps(
         func: nn.Module, z: Tensor, t: Tensor, strength: float, g: torch.Generator
     ) -> LocalRegResult:
-        return global_error_reg(func, z, t, **ends)
+        return global_error_reg(func, z, t, atol=tolerance, rtol=tolerance)
 
     return [
         Arm("vanilla", "baseline", (0.0,), unregularised, "nothing"),
@@ -63,7 +62,7 @@ def arms(tolerance: float) -> list[Arm]:
         Arm("STEER", "baseline", (0.25, 0.5, 0.95), steered, "width", widest=0.99),
         Arm("kinetic energy", "baseline", (0.01, 0.1, 1.0), kinetic),
         Arm("global error (ERNODE)", "baseline", (0.1, 1.0, 10.0), over_all_steps),
-        Arm("local error, unbiased", "method", (1.0, 10.0, 100.0), local(tolerance, step="solver")),
+        Arm("local error, unbiased", "method", (0.1, 1.0, 10.0), local(tolerance, step="solver")),
         Arm(
             "local error, biased",
             "method",
@@ -77,7 +76,7 @@ def arms(tolerance: float) -> list[Arm]:
 
 def local(tolerance: float, **settings: str) -> Solve:
     """An arm of the method's."""
-    regularizer = LocalRegularizer(atol=tolerance, rtol=tolerance, **settings)  # type: ignore[arg-type]
+    regularizer = LocalRegularizer(atol=tolerance, rtol=tolerance, **settings)
 
     def solve(
         func: nn.Module, z: Tensor, t: Tensor, strength: float, generator: torch.Generator
