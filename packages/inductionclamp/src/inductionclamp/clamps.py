@@ -116,7 +116,8 @@ class Heads:
             return self._build(value)
         key = (value.shape[1:3], value.device, value.dim())
         if key not in self._built:
-            self._built[key] = self._build(value)
+            with torch.inference_mode(False):  # training must be able to use it later
+                self._built[key] = self._build(value)
         return self._built[key]
 
     def _build(self, value: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from inductionclamp.attention import mapped_attention, wants_map
 from inductionclamp.sites import Site, SiteTable, check_fresh, hook_site
 
 IMPLEMENTATION = "inductionclamp"
+_KEPT_AT = "clamp_attention"  # the attribute of an attention module that holds its sites
 
 # Per block, in the order of the forward pass.
 _BLOCK = (
@@ -86,13 +87,13 @@ def instrument_hf(model: nn.Module) -> SiteTable:
     hook_site(table, "tok_embedding", model.get_input_embeddings())
     for layer, attention, block in attentions:
         _hook_block(table, f"blocks.{layer}.", attention, block)
-        attention.clamp_attention = _AttentionSites(table.scope(f"blocks.{layer}."), before)
+        setattr(attention, _KEPT_AT, _AttentionSites(table.scope(f"blocks.{layer}."), before))
     if head is not None:
         hook_site(table, "pre_unembed", head, on_input=True)
         hook_site(table, "logits", head)
     model.set_attn_implementation(implementation)
     table.undo = _Undo(model, before)
-    model.clamp_sites = table
+    model.clamp_sites = table  # type: ignore[assignment]
     return table
 
 
@@ -106,7 +107,7 @@ class _Undo:
     def __call__(self) -> None:
         self.model.set_attn_implementation(self.before)
         for module in self.model.modules():
-            module.__dict__.pop("clamp_attention", None)
+            module.__dict__.pop(_KEPT_AT, None)
 
 
 def _attentions(model: nn.Module) -> list[tuple[int, nn.Module, nn.Module]]:
@@ -148,7 +149,7 @@ def _attend(
     **named: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as the model did before, with its steps as sites."""
-    state = getattr(module, "clamp_attention", None)
+    state = getattr(module, _KEPT_AT, None)
     if state is None:
         raise RuntimeError(f"{type(module).__name__} is not instrumented, but its model's attention is")
     sites = state.sites

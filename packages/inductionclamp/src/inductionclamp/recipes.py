@@ -254,19 +254,17 @@ def head_temperature(layer: Layer, temperatures: Mapping[int, float]) -> list[Cl
 
     Args:
         layer: The block.
-        temperatures: For each head its temperature, above 0.
+        temperatures: For each head its temperature, at least 1e-6.
 
     Returns:
         The clamps.
 
     Raises:
-        ValueError: If a temperature is not above 0.
+        ValueError: If a temperature is below 1e-6.
     """
     clamps = []
     for head, temperature in temperatures.items():
-        value = checked_float(f"temperatures[{head}]", temperature, 0)
-        if value == 0:
-            raise ValueError(f"temperatures[{head}] must be above 0, got 0")
+        value = checked_float(f"temperatures[{head}]", temperature, 1e-6)
         chosen = checked_integers("temperatures", head)
         name, source = site_name(layer, "attn_pre_softmax"), partial(_cooled, temperature=value)
         mask = Heads(chosen)
@@ -430,9 +428,13 @@ def _non_labels(context: Any, value: Tensor, heads: Heads, positions: Any) -> Te
 
 def _position(context: Any, value: Tensor, position: int) -> Tensor:
     size = value.shape[1]
+    _check_position(position, size)
+    return (torch.arange(size, device=value.device) == position % size)[:, None]
+
+
+def _check_position(position: int, size: int) -> None:
     if not -size <= position < size:
         raise ValueError(f"query_position must be below {size}, got {position}")
-    return (torch.arange(size, device=value.device) == position % size)[:, None]
 
 
 def _induction(context: Any, value: Tensor, strength: float, labels: Any, positions: Any) -> Tensor:
@@ -454,9 +456,11 @@ def _induction(context: Any, value: Tensor, strength: float, labels: Any, positi
 
 def _match(context: Any, value: Tensor, temperature: float, features: Any, positions: Any) -> Tensor:
     x = _given("features", features, context, ("x", "features"), 0, value.device)
-    cosines = cosine_similarity(x[:, :-1].float(), x[:, -1:].float(), dim=-1)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    cosines = cosine_similarity(x[:, :-1], x[:, -1:], dim=-1)
+    cosines = cosines - cosines.amax(1, keepdim=True)  # so that a tiny temperature does not overflow
     if temperature == 0:
-        best = (cosines == cosines.amax(1, keepdim=True)).float()
+        best = (cosines == 0).to(cosines.dtype)
         shares = best / best.sum(1, keepdim=True)
     else:
         shares = (cosines / temperature).softmax(1)
@@ -479,6 +483,7 @@ def _copied(
     """The query's row of logits, [B, 1, V], of scores [B, H, T, S]; a repeated label has its scores' log-sum-exp."""
     if head >= scores.shape[1]:
         raise ValueError(f"head must be below {scores.shape[1]}, got {head}")
+    _check_position(query, scores.shape[2])
     at = _label_positions(positions, context, scores.shape[-1], scores.device).expand(len(scores), -1)
     known = _given("label_ids", ids, context, ("y", "labels"), 1, scores.device)[:, : at.shape[1]]
     if known.shape != at.shape or at.shape[1] < 2:

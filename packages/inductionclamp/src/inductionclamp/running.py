@@ -179,7 +179,8 @@ def _harvest(
     before = _handlers(table)
     base = before if outer is None else outer
     compiling = torch.compiler.is_compiling()
-    state = _Pass(runner, base, context, inputs, stop=not compiling)
+    # where a module may be called again, only the whole pass tells
+    state = _Pass(runner, base, context, inputs, stop=table.ordered and not compiling)
     state.harvested = _harvest_all(made, context, inputs, runner, base)
     buffers = [] if compiling else _running_statistics(runner)
     try:

@@ -44,8 +44,9 @@ class ClampableBlock(nn.Module):
         self.mlp: nn.Sequential | None = None
         if mlp_dim is not None:
             self.mlp_norm = nn.LayerNorm(dim)
-            self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
-            for layer in (self.mlp[0], self.mlp[2]):
+            layers = nn.Linear(dim, mlp_dim), nn.Linear(mlp_dim, dim)
+            self.mlp = nn.Sequential(layers[0], nn.GELU(), layers[1])
+            for layer in layers:
                 lecun_normal(layer.weight, generator)
                 nn.init.zeros_(layer.bias)
         self.sites = dict(sites)

