@@ -159,6 +159,17 @@ def test_a_warm_start_is_the_mean_moved_on_and_is_saved_and_reset():
         planner().load_state_dict(other.state_dict())
 
 
+def test_a_warm_start_drops_the_action_that_was_taken():
+    """The state is a clock, and each time wants an action of its own."""
+    one = CEMPlanner(
+        lambda x, u: x + 1, lambda x, u: (u - 0.1 * x).square().sum(-1), 4, -1.0, 1.0, 400, 20, 8, warm_start=True
+    )  # fmt: skip
+    action = one.plan(torch.zeros(2, 1), seeded())
+    torch.testing.assert_close(action, torch.full((2, 1), 0.1), rtol=0, atol=0.02)
+    wanted = torch.tensor([0.2, 0.3, 0.4, 0.0]).expand(2, 4)
+    torch.testing.assert_close(one.mean[..., 0], wanted, rtol=0, atol=0.02)
+
+
 def test_generated_weights_plan_for_states_of_different_tasks_at_once():
     network = nn.Linear(3, 2).double()
     hnet = HyperNetwork(network, generator=seeded())
