@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers import normal, rng
 
-from h2orl import DynamicsGap, Transitions, sim_omega
+import h2orl.reference.agents
+from h2orl import DynamicsGap, Transitions, h2o_critic_loss, sim_omega
 from h2orl.reference import CartPole, GroupedSAC, Pendulum, Settings
 
 
@@ -185,3 +186,45 @@ def test_every_agent_gets_the_corrections_of_its_own_classifiers():
             assert omega[index].tolist() == pytest.approx([1 / 7] * 7)
         expected = gap.weight(state, action, following) if one.is_weight else torch.ones(7)
         torch.testing.assert_close(weight[index], expected)
+
+
+def test_targets_are_the_papers_and_darcs_bonus_is_the_log_ratio(monkeypatch):
+    seen = []
+
+    def watched(*parts, **options):
+        seen.append([part.detach() for part in parts])
+        return h2o_critic_loss(*parts, **options)
+
+    monkeypatch.setattr(h2orl.reference.agents, "h2o_critic_loss", watched)
+    settings = [Settings("sim"), Settings("sim", bonus=0.5)]
+    agents = GroupedSAC(settings, 3, 1, [rng(0), rng(1)], hidden=8, discount=0.9)
+    names = [name for name, _ in agents.critic.named_parameters()]
+    with torch.no_grad():  # critics of constant value
+        for parameter in agents.target:
+            parameter.zero_()
+        agents.target[names.index("biases.2")].copy_(torch.tensor([5.0, 6.0, 8.0, 7.0])[:, None, None])
+    first, second, gap_real, gap_sim = (
+        joined([batch(6, seed), batch(6, seed + 1)]) for seed in (10, 20, 30, 40)
+    )
+    sim = [column.unflatten(0, (2, 6)) for column in second._columns()]
+    rho = agents._corrections(*sim[:3])[2]
+    assert rho[1].abs().min() > 0
+    before = [parameter.clone() for parameter in agents.target]
+    agents.update(first, second, gap_real[6:], gap_sim[6:])
+    _, y_real, _, y_sim, *_ = seen[-1]
+    for found, rows, extra in ((y_real, first, 0.0), (y_sim, second, torch.tensor([[0.0], [0.5]]) * rho)):
+        reward, ended = rows.reward.view(2, 6), rows.terminated.view(2, 6)
+        later = torch.tensor([[5.0], [7.0]])
+        torch.testing.assert_close(found, reward + extra + (1 - ended) * 0.9 * later)
+    for target, old, parameter in zip(agents.target, before, agents.critic.parameters(), strict=True):
+        torch.testing.assert_close(target, 0.995 * old + 0.005 * parameter.detach())
+
+
+def test_the_temperature_falls_while_the_policy_is_more_random_than_wanted():
+    agents = GroupedSAC(SETTINGS[2:], 3, 1, [rng(0)], hidden=8)
+    before = agents.log_temperature.item()
+    with torch.no_grad():  # about as random as uniform, entropy log 2 > -1
+        log_prob = agents.policy(normal(1, 500, 3), normal(1, 500, 1, seed=1))[1].mean()
+    assert -1 < log_prob < 0
+    agents.update(batch(6, 1), batch(6, 2), batch(6, 3), batch(6, 4))
+    assert agents.log_temperature.item() < before

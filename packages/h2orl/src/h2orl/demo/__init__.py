@@ -100,8 +100,8 @@ def _pendulum(
         f"4 simulated steps each; betas and weights of each arm by {sizes.num_validation} validation episodes, "
         f"judged on {sizes.num_test} others",
         "grids": f"beta {list(sizes.betas)}, DARC's bonus {list(sizes.bonuses)}, CQL's weight "
-        f"{list(sizes.conservatisms)}; zero has rows of its own: without it H2O is its weights alone (mixing without "
-        "weights), and DARC is the simulator alone",
+        f"{list(sizes.conservatisms)}; the zeros of the first two have rows of their own: the weights alone (mixing, "
+        "without weights) and the simulator alone",
         "chosen": {f"{gap}: {name}": arms[index].says for (gap, name), index in best.items()},
     }
     return rows, setting, {"curves": curves(arms, outcome, best, sizes), "images": maps(diagnoses)}
