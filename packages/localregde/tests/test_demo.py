@@ -97,7 +97,7 @@ def test_a_choice_at_an_edge_widens_the_grid(limit):
 
     def run(arm, strength):
         power = torch.tensor(strength).log10().item()
-        return outcome(strength, 0.0 if power <= limit else 1.0 + power, 100 - int(10 * power))
+        return outcome(strength, 0.0 if power <= limit else 20.0 + power, 100 - int(10 * power))
 
     found = choose(search(arm, run, 0.5, widenings=5, thin=1), 0.5)
     power = torch.tensor(found.strength).log10().item()

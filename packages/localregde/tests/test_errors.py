@@ -38,7 +38,7 @@ def solve(z0=None, t=T, func=None, **options):
         ({"kind": "err"}, "kind must be one of 'error', 'stiffness', got 'err'"),
         ({"sampling": "both"}, "sampling must be one of"),
         ({"solver": "rk4"}, "solver must be one of 'tsit5', 'dopri5', got 'rk4'"),
-        ({"step": 0.1}, "step must be one of"),
+        ({"step": "first"}, "step must be one of"),
         ({"atol": 0.0}, "atol must be finite and above 0, got 0.0"),
         ({"rtol": -1e-3}, "rtol must be finite and above 0"),
         ({"rtol": math.nan}, "rtol must be finite"),

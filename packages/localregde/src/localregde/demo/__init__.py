@@ -74,8 +74,8 @@ def demo(
             f"{labelled.tolerance:g} (oscillator: {followed.tolerance:g}), float32",
             "budget": f"{labelled.steps} steps of {labelled.batch} samples, Adam at {labelled.learning_rate:g}, "
             "every arm at each strength from the same weights on the same batches; the strength that makes the "
-            "validation solve cheapest without 0.5 points (oscillator: 10 %) more error than vanilla; a choice at an edge widens "
-            "the grid",
+            "validation solve cheapest without 0.5 points (oscillator: 10 %) more error than vanilla; a "
+            "choice at an edge widens the grid",
         },
         "metrics": METRICS,
         "rows": rows,

@@ -41,9 +41,9 @@ class Outcome:
         strength: At which it was trained.
         validation: Error there, percent of wrong labels or root mean square.
         test: The same on the test part.
-        nfe: Evaluations of one solve of the test part.
+        nfe: Evaluations of a solve of the test part, mean over its batches.
         validation_nfe: Of the validation part.
-        num_steps: Steps of the solve of the test part.
+        num_steps: Steps of a solve of the test part.
         milliseconds: Median time of a training step.
         history: Evaluations of the training solves.
         taus: Where the local steps started.
@@ -53,9 +53,9 @@ class Outcome:
     strength: float
     validation: float = 0.0
     test: float = 0.0
-    nfe: int = 0
-    validation_nfe: int = 0
-    num_steps: int = 0
+    nfe: float = 0.0
+    validation_nfe: float = 0.0
+    num_steps: float = 0.0
     milliseconds: float = 0.0
     history: list[int] = field(default_factory=list)
     taus: list[float] = field(default_factory=list)
@@ -115,12 +115,17 @@ def train(problem: Problem, arm: Arm, strength: float, sizes: Sizes, seed: int, 
     return outcome
 
 
-def evaluate(problem: Problem, part: Pairs, model: Classifier, sizes: Sizes) -> tuple[float, int, int]:
-    """Error, evaluations and steps of one solve of a whole part."""
+def evaluate(problem: Problem, part: Pairs, model: Classifier, sizes: Sizes) -> tuple[float, float, float]:
+    """Error on a part, and the mean evaluations and steps of its batches' solves."""
     plain = LocalRegularizer(atol=sizes.tolerance, rtol=sizes.tolerance).eval()
     with torch.no_grad():
-        result = plain.solve(model.func, part[0], problem.times)
-        return model.error(result.solution, part[1]), result.nfe, result.num_steps or 0
+        found = [plain.solve(model.func, states, problem.times) for states in part[0].split(sizes.batch)]
+        error = model.error(torch.cat([one.solution for one in found], 1), part[1])
+    return (
+        error,
+        sum(one.nfe for one in found) / len(found),
+        sum(one.num_steps or 0 for one in found) / len(found),
+    )
 
 
 def choose(outcomes: list[Outcome], limit: float) -> Outcome:
