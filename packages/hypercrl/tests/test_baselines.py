@@ -242,3 +242,12 @@ def test_transfer_of_a_matrix_by_hand():
         transfer_matrix_metrics([[nan, 1.0], [1.0, 1.0]], higher_is_better=True)
     with pytest.raises(ValueError, match=r"untrained must be \(2,\)"):
         transfer_matrix_metrics([[1.0, 1.0], [1.0, 1.0]], higher_is_better=True, untrained=[0.0])
+
+
+def test_forgetting_is_against_the_best_that_was_measured_after_learning():
+    # Task 0 was best after task 1 (0.9); the 0.95 on task 1 before it was learnt does not count.
+    scores = [[0.8, 0.95, 0.0], [0.9, 0.7, 0.0], [0.5, 0.6, 0.4]]
+    for sign, higher in ((1.0, True), (-1.0, False)):
+        found = transfer_matrix_metrics(sign * torch.tensor(scores), higher_is_better=higher)
+        assert found["forgetting"] == pytest.approx((0.9 - 0.5 + 0.7 - 0.6) / 2, abs=1e-6)
+        assert found["backward_transfer"] == pytest.approx((0.5 - 0.8 + 0.6 - 0.7) / 2, abs=1e-6)
