@@ -99,7 +99,11 @@ def test_clamps_that_do_not_fit_the_model(clamps, says):
         (lambda: prev_token(0, 0, float("nan")), ValueError, "strength must be finite"),
         (lambda: induction_pattern(0, 0, "much"), TypeError, "strength must be a number"),
         (lambda: match_pattern(0, 0, -1.0), ValueError, "temperature must be finite and at least 0"),
-        (lambda: head_temperature(0, {1: 0}), ValueError, r"temperatures\[1\] must be finite and at least 1e-06"),
+        (
+            lambda: head_temperature(0, {1: 0}),
+            ValueError,
+            r"temperatures\[1\] must be finite and at least 1e-06",
+        ),
         (lambda: perfect_layer1(0), ValueError, "layer must be at least 1"),
         (lambda: graft(MODEL), ValueError, "exactly one of upto and from_"),
         (lambda: graft(MODEL, upto=0, from_=0), ValueError, "exactly one"),

@@ -49,14 +49,14 @@ def demo(
     verdict = conditions(rows)
     return {
         "claim": "Clamped so that one sub-circuit is left to learn, the transformer learns at once and smoothly; "
-        "unclamped it waits on a plateau for all of them. More classes slow the matching alone, more labels the copying.",
+        "unclamped it waits on a plateau for all of them. More classes slow matching alone, more labels copying.",
         "setting": {
             "data": f"{sizes.source}; a sequence is two labelled exemplars and a query; 8 of 10 label pairs train",
             "model": f"attention-only transformer, 2 layers, 8 heads, width {sizes.dim}",
             "budget": f"Adam, learning rate {sizes.learning_rate:g}, batch {sizes.batch}, up to {sizes.steps} steps, "
             f"{sizes.models} initialisations each; a run ends {sizes.after} steps after its loss has passed 0.4 ln 2",
-            "clamped": "match: induction pattern in head 1.0; copy: logits from head 1.0; layer1: shifted embeddings to "
-            "queries and keys; other heads of layer 1 ablated unless the copy is clamped",
+            "clamped": "match: induction pattern in head 1.0; copy: logits from head 1.0; layer1: shifted embeddings "
+            "to queries and keys; other heads of layer 1 ablated unless the copy is clamped",
         },
         "metrics": METRICS,
         "rows": rows,

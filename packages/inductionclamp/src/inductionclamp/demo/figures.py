@@ -15,7 +15,9 @@ def curves(result: Result) -> list[Curve]:
     first = {name: outcomes[0] for name, outcomes in result.outcomes.items()}
     unclamped = first["none"]
     plain = {name: _losses(outcome) for name, outcome in first.items() if "," not in name}
-    data = {name: _losses(outcome) for name, outcome in first.items() if name.startswith(("match", "layer1+copy"))}
+    data = {
+        name: _losses(outcome) for name, outcome in first.items() if name.startswith(("match", "layer1+copy"))
+    }
     heads = result.ablations[0].heads
     return [
         _curve("Loss under clamps held throughout training", "steps", "running loss [nats]", plain),
@@ -45,7 +47,10 @@ def curves(result: Result) -> list[Curve]:
             },
         ),
         _curve(
-            "The toy", "steps", "loss", {name: _thinned(toy.loss.tolist()) for name, toy in result.toys.items()}
+            "The toy",
+            "steps",
+            "loss",
+            {name: _thinned(toy.loss.tolist()) for name, toy in result.toys.items()},
         ),
     ]
 

@@ -29,7 +29,9 @@ def conditions(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found.append(_at_least("three times the rate does not remove it", share["none, 3 x rate"], 1.0))
     for name in _SINGLE:
         found += [
-            _at_least(f"{name} learns sooner than unclamped (ratio)", time["none"] / _positive(time[arm(name)]), 2.0),
+            _at_least(
+                f"{name} learns sooner than unclamped (ratio)", time["none"] / _positive(time[arm(name)]), 2.0
+            ),
             _below(f"{name} has no plateau", share[arm(name)], 1.0),
         ]
     found.append(
@@ -71,7 +73,9 @@ def _data(time: dict[str, float], arm: Any) -> list[dict[str, Any]]:
         _at_least("matching alone is slower with 200 classes (ratio)", classes, 1.1),
         _at_least("copying alone is slower with 15 labels (ratio)", labels, 1.1),
         _below("copying alone is not slower with 200 classes (ratio)", ratio("match", "200 classes"), 1.15),
-        _below("matching alone is not slower with 15 labels (ratio)", ratio("layer1+copy", "15 labels"), 1.15),
+        _below(
+            "matching alone is not slower with 15 labels (ratio)", ratio("layer1+copy", "15 labels"), 1.15
+        ),
     ]
 
 

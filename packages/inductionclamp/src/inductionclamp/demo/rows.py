@@ -30,7 +30,9 @@ def table(result: Result, sizes: Sizes) -> list[Row]:
             _first_below(outcome.posthoc[name], THRESHOLD, outcome.looked_at, sizes.steps)
             for outcome in unclamped
         ]
-        rows.append({"name": f"{name}: at evaluation only", "role": "baseline", "steps_to_threshold": fmean(times)})
+        rows.append(
+            {"name": f"{name}: at evaluation only", "role": "baseline", "steps_to_threshold": fmean(times)}
+        )
     rows += _ablation_rows(result.ablations)
     return rows + [_toy_row(name, toy) for name, toy in result.toys.items()]
 
@@ -39,12 +41,11 @@ def shape(losses: Sequence[float], level: float, steps: int) -> tuple[float, flo
     """Time to 0.4 of a level, steps between reaching the level and 0.8 of it, and these over those from there to 0.4.
 
     An exponential decay spends ln(1 / 0.8) / ln 2 = 0.32 as long in the first stretch as in the second; a plateau
-    that ends in a drop spends several times as long. What is not reached within the steps counts as reached at their end.
+    that ends in a drop spends several times as long. What is not reached within the steps counts as reached
+    at their end.
     """
     places = range(len(losses))
-    start, end, done = (
-        _first_below(losses, share * level, places, steps) for share in (1.02, 0.8, 0.4)
-    )
+    start, end, done = (_first_below(losses, share * level, places, steps) for share in (1.02, 0.8, 0.4))
     return done, end - start, (end - start) / max(done - end, 1.0)
 
 
