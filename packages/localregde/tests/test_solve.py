@@ -148,6 +148,24 @@ def test_rejected_steps_are_no_steps():
     assert max(drawn) < 1.5
 
 
+@pytest.mark.parametrize("sampling", ["unbiased", "biased"])
+def test_the_dynamics_are_not_asked_beyond_the_solver(sampling):
+    func, z0, asked = mlp(), state(), []
+
+    def watched(t, z):
+        asked.append(t.item())
+        return func(t, z)
+
+    odeint(watched, z0, -T, **TOLERANCE)
+    least = min(asked)
+    for seed in range(10):
+        result = LocalRegularizer(sampling=sampling, **TOLERANCE).solve(
+            watched, z0, -T, generator=seeded(seed)
+        )
+        assert result.h < 0
+    assert min(asked) >= least - 1e-12
+
+
 def test_the_cost_is_counted_apart():
     counter = NFECounter(mlp(scale=2.0))
     z0 = state()

@@ -92,7 +92,7 @@ class Recorder:
 
     def size(self, index: int) -> Tensor:
         """The signed size of an accepted step."""
-        if index + 1 < len(self.starts):
+        if index not in (-1, len(self.starts) - 1):
             gap = self.starts[index + 1] - self.starts[index]
             return torch.as_tensor(gap, dtype=torch.float64)
         size = self.sizes[index].detach()

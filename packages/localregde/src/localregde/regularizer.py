@@ -193,7 +193,7 @@ class LocalRegularizer(nn.Module):
                 )
             z, solution = _rows(found, index), found if len(times) == len(t) else _rows(found, keep)
         reg, h = self._estimate(recorded(func, local, steps=False), main, local, tau, end, z, z0)
-        return _result(solution, reg, tau.to(t.dtype), h, main, local)
+        return _result(solution, reg, tau.to(t.dtype), h.to(t.dtype), main, local)
 
     def solve_event(
         self,
@@ -250,7 +250,9 @@ class LocalRegularizer(nn.Module):
             tau = sample_tau(start, end, generator=generator)
             z = _reach(recorded(func, local, steps=False), main, local, tau, start, z0, solve)
         reg, h = self._estimate(recorded(func, local, steps=False), main, local, tau, end, z, z0)
-        return _result(solution, reg, tau.to(t0.dtype), h, main, local)._replace(event_time=event_time)
+        return _result(solution, reg, tau.to(t0.dtype), h.to(t0.dtype), main, local)._replace(
+            event_time=event_time
+        )
 
     def _solver(self, odeint: Solver | None, options: dict[str, Any]) -> tuple[Solver, SolverKind]:
         odeint = checked_solver(odeint)
@@ -277,7 +279,7 @@ class LocalRegularizer(nn.Module):
             k1 = evaluate(flat, as_time(tau, state), state)
             rtol = max(self.rtol, tolerance_floor(state.dtype, k1.dtype))
             if self.step == "solver" or (self.step is None and main.starts):
-                h = main.size(_last_before(main, tau)).to(state.device)
+                h = _own_step(main, tau, end)
             else:
                 h = initial_step(flat, tau, state, 5, self.atol, rtol, until=end, f0=k1.detach())
             one = local_step(flat, tau, state, h, method=self.solver, atol=self.atol, rtol=rtol, k1=k1)
@@ -321,6 +323,14 @@ def _last_before(main: Recorder, tau: Tensor) -> int:
     if main.forward:
         return bisect_right(main.starts, float(tau)) - 1
     return bisect_right([-start for start in main.starts], -float(tau)) - 1
+
+
+def _own_step(main: Recorder, tau: Tensor, end: Tensor) -> Tensor:
+    """The size of the step that tau lies in, but not beyond where the solver itself evaluated the dynamics."""
+    size = main.size(_last_before(main, tau)).to(device=tau.device, dtype=torch.float64)
+    last = main.starts[-1] + main.size(-1).to(device=tau.device, dtype=torch.float64)
+    room = torch.maximum((last - tau).abs(), (end.double() - tau).abs())
+    return size.sign() * torch.minimum(size.abs(), room)
 
 
 def _reach(

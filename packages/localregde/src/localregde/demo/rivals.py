@@ -60,7 +60,7 @@ def arms(tolerance: float) -> list[Arm]:
         Arm("vanilla", "baseline", (0.0,), unregularised, "nothing"),
         Arm("weight decay", "baseline", (0.1, 1.0, 10.0), unregularised, "decay"),
         Arm("STEER", "baseline", (0.25, 0.5, 0.95), steered, "width", widest=0.99),
-        Arm("kinetic energy", "baseline", (0.01, 0.1, 1.0), kinetic),
+        Arm("kinetic energy", "baseline", (0.1, 1.0, 10.0), kinetic),
         Arm("global error (ERNODE)", "baseline", (0.1, 1.0, 10.0), over_all_steps),
         Arm("local error, unbiased", "method", (0.1, 1.0, 10.0), local(tolerance, step="solver")),
         Arm(
@@ -70,7 +70,7 @@ def arms(tolerance: float) -> list[Arm]:
             local(tolerance, step="solver", sampling="biased"),
         ),
         Arm("local stiffness", "method", (0.1, 1.0, 10.0), local(tolerance, kind="stiffness", step="solver")),
-        Arm("local error, fresh step", "ablation", (1e2, 1e4, 1e6), local(tolerance, step="initial")),
+        Arm("local error, fresh step", "ablation", (1e4, 1e6), local(tolerance, step="initial")),
     ]
 
 
