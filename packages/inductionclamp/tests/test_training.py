@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 from helpers import batch_of, sampler, seeded, small_model
-from torch import nn
+from torch import distributed, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 from inductionclamp import (
     Clamp,
@@ -142,7 +143,7 @@ def test_a_resumed_clamped_run_is_the_uninterrupted_one():
         assert torch.equal(mine, wanted)
 
 
-@pytest.mark.parametrize("name", ["match", "copy", "layer1", "preserved"])
+@pytest.mark.parametrize("name", ["match", "layer1"])
 def test_compiled_steps_are_whole_graphs_and_the_same(name):
     clamps, model, data = SETS[name](), small_model(), sampler()
 
@@ -150,14 +151,14 @@ def test_compiled_steps_are_whole_graphs_and_the_same(name):
     def step(x, y):
         return run(model, (x, y), clamps)[0]
 
-    for size in (6, 6, 4):
+    for size in (6, 4, 3):
         batch = data.batch(size)
         close(step(*batch), run(model, batch, clamps)[0])
     torch.compiler.reset()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at the harvested activations
-@pytest.mark.parametrize("name", ["copy", "layer1"])
+@pytest.mark.parametrize("name", ["layer1"])
 def test_a_compiled_model_sees_clamps_come_and_go(name):
     model, batch = small_model(), batch_of()
     compiled = torch.compile(model, backend="eager")
@@ -266,40 +267,25 @@ def test_attention_in_a_model_of_ones_own():
     assert bool(padded.isfinite().all())
 
 
-DISTRIBUTED = """
-import tempfile, torch, torch.distributed as dist
-from helpers import batch_of, small_model
-from inductionclamp import ClampSet, ablate_heads, clamped, perfect_layer1, preserve, run
-from torch.nn.parallel import DistributedDataParallel
+@pytest.fixture
+def one_process(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
 
-path = tempfile.mkstemp()[1]
-dist.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
-batch = batch_of()
-for clamps in (ClampSet(perfect_layer1(1)), ClampSet([preserve("patterns"), ablate_heads(0)])):
+
+@pytest.mark.parametrize("name", ["layer1", "preserved"])
+def test_distributed_data_parallel_has_the_same_gradients(name, one_process):
+    clamps, batch = SETS[name](), batch_of()
     plain, model = small_model(), small_model()
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)
-    run(plain, batch, clamps)[0].square().sum().backward()
-    run(wrapped, batch, clamps)[0].square().sum().backward()
+    loss_of(run(plain, batch, clamps)[0], batch.y).backward()
+    loss_of(run(wrapped, batch, clamps)[0], batch.y).backward()
     for mine, other in zip(model.parameters(), plain.parameters(), strict=True):
         if other.grad is not None:
-            torch.testing.assert_close(mine.grad, other.grad)
+            close(mine.grad, other.grad)
     with clamped(wrapped, clamps):
         assert torch.equal(wrapped(*batch), run(plain, batch, clamps)[0])
-dist.destroy_process_group()
-print("equal")
-"""
-
-
-def test_distributed_data_parallel_has_the_same_gradients():
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", DISTRIBUTED],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=__file__.rpartition("/")[0],
-        check=False,
-    )
-    assert done.stdout.strip().endswith("equal"), done.stderr
 
 
 def test_importing_brings_in_nothing_heavy():

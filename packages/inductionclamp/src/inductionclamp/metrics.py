@@ -108,7 +108,7 @@ def prev_token_score(attn: Tensor, positions: Sequence[int] | Tensor | None = No
         >>> import torch
         >>> from inductionclamp import prev_token_score
         >>> prev_token_score(torch.eye(5).roll(-1, 1).expand(2, 3, 5, 5))
-        tensor([0., 0., 0.])
+        tensor([1., 1., 1.])
     """
     attn = checked_patterns("attn", attn)
     size = attn.shape[-1]
