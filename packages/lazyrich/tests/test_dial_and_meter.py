@@ -399,3 +399,16 @@ def test_curves_that_have_no_delay_are_refused():
     }.items():
         with pytest.raises(ValueError, match=match):
             grok_delay(*arguments)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_a_network_that_dies_has_drifted_all_the_way(center):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    x, y = torch.randn(6, 3), torch.randn(6, 1)
+    meter = LazyMeter(model, x, y, loss="mse", center=center)
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    reading = meter.step(1)
+    assert reading.drift == 1.0
+    assert math.isfinite(reading.kta)

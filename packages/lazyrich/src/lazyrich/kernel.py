@@ -257,7 +257,7 @@ def kta(kernel: Tensor, y: Tensor, center: bool = False) -> Tensor:
         spread = labels - labels.mean(0)
         if bool(spread.norm() <= 1e-13 * labels.norm()):
             raise ValueError("y is constant: its centred alignment is not defined")
-        kernel, labels = _centered(kernel), spread / spread.abs().max()
+        kernel, labels = centered(kernel), spread / spread.abs().max()
     return _cosine(kernel, labels @ labels.T, "kernel", "y").to(given)
 
 
@@ -283,7 +283,7 @@ def cka(kernel: Tensor, other: Tensor) -> Tensor:
         raise ValueError(
             f"other must have the shape of kernel, got {tuple(other.shape)} for {tuple(kernel.shape)}"
         )
-    return _cosine(_centered(kernel), _centered(other), "kernel", "other").to(given)
+    return _cosine(centered(kernel), centered(other), "kernel", "other").to(given)
 
 
 def label_power(kernel: Tensor, y: Tensor) -> Tensor:
@@ -336,7 +336,8 @@ def _labels(y: Any, kernel: Tensor) -> Tensor:
     return labels / scale if bool(scale > 0) else labels
 
 
-def _centered(kernel: Tensor) -> Tensor:
+def centered(kernel: Tensor) -> Tensor:
+    """H K H, with H = 1 - 11^T / n: the means of rows and columns taken off."""
     rows = kernel - kernel.mean(0, keepdim=True)
     return rows - rows.mean(1, keepdim=True)
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 
 from lazyrich._checks import checked_float, checked_integer, wide
 from lazyrich._models import Forward, checked_batch, evaluating, fingerprint, size, trainable, unwrapped
-from lazyrich.kernel import MODES, cka, draw_directions, kta, tangent_gram
+from lazyrich.kernel import MODES, centered, cka, draw_directions, kta, tangent_gram
 from lazyrich.linearized import KernelLearner, Loss, NotReached, Objective, outputs_of
 
 
@@ -24,7 +24,8 @@ class LazyReading:
     Args:
         step: As given by the user.
         kta: Alignment of the present kernel with the labels, 0 to 1.
-        drift: 1 - CKA(K_t, K_0): 0 while the features are frozen.
+        drift: 1 - CKA(K_t, K_0): 0 while the features are frozen; 1 where the kernel has become one number for all
+            pairs, as that of a saturated or dead network, and nothing of the first is left.
         weight_rel_change: ||theta_t - theta_0|| / ||theta_0||.
         train_loss: Of the network, on the probe.
         test_loss: Of the network on the test samples, if the meter has them.
@@ -204,7 +205,7 @@ class LazyMeter:
         return LazyReading(
             step=step,
             kta=self._alignment(kernel),
-            drift=max(1 - float(cka(kernel.double(), self._kernel.double())), 0.0),
+            drift=self._drift(kernel),
             weight_rel_change=self._moved(),
             train_loss=train_loss,
             test_loss=test_loss,
@@ -212,8 +213,15 @@ class LazyMeter:
             lazy_gap=gap,
         )
 
+    def _drift(self, kernel: Tensor) -> float:
+        if _constant(kernel):
+            return 1.0
+        return max(1 - float(cka(kernel.double(), self._kernel.double())), 0.0)
+
     def _alignment(self, kernel: Tensor) -> float:
         objective = self._objective
+        if self.center and _constant(kernel):
+            return 0.0
         if self.mode == "full":
             return float(kta(kernel.double(), objective.labels.flatten()[objective.entries()], self.center))
         return float(kta(kernel.double(), objective.labels[objective.keep], self.center))
@@ -370,3 +378,8 @@ def _first_below(times: Tensor, values: Sequence[float] | Tensor, frac: float, n
         raise ValueError(f"{name} must start above 0, finite, and hold no NaN")
     below = (losses <= frac * losses[0]).nonzero()
     return float(times[below[0, 0]]) if len(below) else math.inf
+
+
+def _constant(kernel: Tensor) -> bool:
+    """Whether a kernel is one number for all pairs, up to rounding."""
+    return bool(centered(kernel.double()).norm() <= 1e-13 * kernel.double().norm())
