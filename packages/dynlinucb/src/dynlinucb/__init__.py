@@ -3,9 +3,10 @@
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from dynlinucb._policy import Policy
+from dynlinucb._policy import Late, Policy
 from dynlinucb.actions import Ellipsoid, box_vertices, budget_vertices
 from dynlinucb.baselines import AR2, BatchExp3, Exp3, FixedAction
+from dynlinucb.exploring import ExploringDynLinUCB
 from dynlinucb.identification import estimate_spectral_radius, identify
 from dynlinucb.linucb import DLinUCB, LinUCB
 from dynlinucb.policies import DynLinUCB, epoch_lengths
@@ -24,7 +25,9 @@ __all__ = [
     "DynamicalLinearBandit",
     "Ellipsoid",
     "Exp3",
+    "ExploringDynLinUCB",
     "FixedAction",
+    "Late",
     "LinUCB",
     "Policy",
     "SystemBounds",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from math import isfinite
 from typing import Any, ParamSpec, TypeVar
@@ -36,6 +37,21 @@ def outside_inference_mode(method: Callable[_P, _R]) -> Callable[_P, _R]:
             return method(*args, **options)
 
     return outside
+
+
+@dataclass(frozen=True)
+class Late:
+    """Rounds of one action whose rewards have not come: what `skip` gives and `settle` takes.
+
+    Attributes:
+        action: What was played, shape (d,), or (S, d) with replicas.
+        rounds: How many rounds of it.
+        settled: Whether the last of them was the last of its hold, where the reward of DynLin-UCB has settled.
+    """
+
+    action: Tensor
+    rounds: int
+    settled: bool
 
 
 class Policy(ABC):
@@ -148,14 +164,17 @@ class Policy(ABC):
         return float(found.item())
 
     @outside_inference_mode
-    def skip(self, rounds: int = 1) -> None:
-        """Go on without the rewards of some rounds, which were played but never came.
+    def skip(self, rounds: int = 1) -> Late:
+        """Go on without the rewards of some rounds, which were played and come late, or never.
 
         A policy that learns from the last reward of a hold learns nothing of a hold whose last reward is lost;
         one that takes means takes those of what came.
 
         Args:
             rounds: How many, at most `rounds_left`.
+
+        Returns:
+            What `settle` wants to know if the rewards come after all.
 
         Raises:
             RuntimeError: If no action is being played, or not for so many rounds more.
@@ -166,6 +185,39 @@ class Policy(ABC):
         self.round += rounds
         self.rounds_left -= rounds
         self._miss()
+        return Late(self._copy_of_action(), rounds, self.rounds_left == 0)
+
+    @outside_inference_mode
+    def settle(self, late: Late, reward: Any) -> None:
+        """Take rewards that come late, of rounds that were skipped: for the ridge regression any order is right.
+
+        A policy that learns from the last reward of a hold learns from those that were the last of theirs
+        (`late.settled`), and of the others nothing. Each may be settled once.
+
+        Args:
+            late: What `skip` gave.
+            reward: As `update` takes it, of one round; or shape (k,), or (S, k) with replicas, of all k.
+
+        Raises:
+            TypeError: If the policy cannot learn late: it weighs rewards by age, takes means, or is not linear.
+            ValueError: If a reward is not finite or the shape does not fit.
+        """
+        rewards = as_real("reward", reward, **self.options).detach()
+        leading = (self.num_replicas,) if self.replicas else ()
+        if late.rounds == 1 and rewards.shape == leading:
+            rewards = rewards.unsqueeze(-1)
+        if rewards.shape != (*leading, late.rounds):
+            raise ValueError(
+                f"reward must have the shape {(*leading, late.rounds)}, got {tuple(rewards.shape)}"
+            )
+        if not bool(rewards.isfinite().all()):
+            raise ValueError("reward must be finite, got nan or inf")
+        action = late.action.to(self._action).reshape(self.num_replicas, -1)
+        self._learn_late(action, rewards.reshape(self.num_replicas, -1), late.settled)
+
+    def _learn_late(self, action: Tensor, rewards: Tensor, settled: bool) -> None:
+        """Learn from rewards (S, k) of an action (S, d) of the past."""
+        raise TypeError(f"{type(self).__name__} cannot learn from late rewards")
 
     def update_hold(self, rewards: Any) -> None:
         """Take the rewards of several rounds of one hold at once.

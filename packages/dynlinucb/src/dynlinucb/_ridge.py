@@ -15,6 +15,7 @@ from dynlinucb._alone import RidgeAlone, alone_or_none
 from dynlinucb._convert import as_count, as_real
 from dynlinucb._policy import Bounds, Policy, as_bounds, outside_inference_mode
 from dynlinucb.actions import FiniteActions
+from dynlinucb.system import SystemBounds
 
 # The bounds that a radius is made of.
 _TOLD = ("action_norm", "theta_norm", "sigma", "transient_constant", "parameter_constant", "reward_sigma")
@@ -65,9 +66,8 @@ class LinearPolicy(Policy):
         if delta is not None and not 0 < delta < 1:
             raise ValueError(f"delta must be in (0, 1) or None, got {delta}")
         self._bounds, self._horizon, self._delta = as_bounds(bounds), horizon, delta
-        told = torch.tensor([[getattr(one, name) for one in self._bounds] for name in _TOLD], **self.options)
-        self._per_replica("bounds", told[0])
-        self._told = dict(zip(_TOLD, told.unsqueeze(1), strict=True))  # each (1, 1) or (1, S)
+        self._radii_alone: list[float] = []
+        self._tell(self._bounds)
         self._regularization = self._per_replica("regularization", regularization)
         if not bool(((self._regularization > 0) & self._regularization.isfinite()).all()):
             raise ValueError(f"regularization must be 'log' or positive, got {regularization}")
@@ -84,10 +84,15 @@ class LinearPolicy(Policy):
         self._one = self._packed.new_ones(())
         # Made ahead, from round _radii_start on: (R, S or 1, 1), and those of the first replica as numbers.
         self._radii, self._radii_start = self._packed.new_empty(0), 0
-        self._radii_alone: list[float] = []
         self.beta_scale = beta_scale
         self._alone: RidgeAlone | None = None
         self._go_alone()
+
+    def _tell(self, bounds: list[SystemBounds]) -> None:
+        told = torch.tensor([[getattr(one, name) for one in bounds] for name in _TOLD], **self.options)
+        self._per_replica("bounds", told[0])
+        self._told = dict(zip(_TOLD, told.unsqueeze(1), strict=True))  # each (1, 1) or (1, S)
+        self._radii_alone = []  # those made ahead were of other bounds
 
     @property
     def beta_scale(self) -> float | list[float]:
@@ -272,12 +277,13 @@ class LinearPolicy(Policy):
         bias = self._told["parameter_constant"] * ridge.sqrt()
         return bias + self._told["reward_sigma"] * spread.sqrt()
 
-    def _regress(self, reward: Tensor) -> None:
-        """One step of ridge regression on the present action and a reward (S, 1)."""
+    def _regress(self, reward: Tensor, action: Tensor | None = None) -> None:
+        """One step of ridge regression on an action (S, d), the present one if None, and a reward (S, 1)."""
+        action = self._action if action is None else action
         if self._alone is not None:
-            self._alone.learn(self._action, reward.item())
+            self._alone.learn(action, reward.item())
             return
-        action = self._action.unsqueeze(1)
+        action = action.unsqueeze(1)
         row = torch.bmm(action, self._packed)  # [u^T V^-1 | <estimate, u>]
         gain = row[:, :, :-1].mT
         scale = torch.baddbmm(self._one, action, gain)  # 1 + u^T V^-1 u

@@ -21,6 +21,7 @@ def identify(
     lags: int = 8,
     ridge: float = 1e-6,
     intercept: bool = False,
+    lost: bool = False,
 ) -> DynamicalLinearBandit:
     """Fit a dynamical linear bandit to logged actions and rewards: ridge ARX, then Ho-Kalman.
 
@@ -38,6 +39,7 @@ def identify(
         ridge: Weight of the squared coefficients, positive, for rewards and actions of mean square 1.
         intercept: Let every reward have a constant part, which the system then leaves out. Not for actions of one sum
             (a budget that is always spent): no log can tell a constant from an equal effect of them all.
+        lost: Let NaN among the rewards stand for rewards that never came: the regression leaves out what they touch.
 
     Returns:
         The system, in float64.
@@ -61,9 +63,9 @@ def identify(
         0.5
     """
     state_dimension, lags = as_count("state_dimension", state_dimension, least=0), as_count("lags", lags)
-    actions, rewards = _check(actions, rewards, state_dimension, lags, ridge)
+    actions, rewards = _check(actions, rewards, state_dimension, lags, ridge, lost)
     if intercept:
-        actions, rewards = actions - actions.mean(0), rewards - rewards.mean()
+        actions, rewards = actions - actions.mean(0), rewards - rewards.nanmean()
     (actions, of_actions), (rewards, of_rewards) = _unit(actions), _unit(rewards)
     response, residuals = _impulse_response(actions, rewards, lags, ridge, intercept)
     response, residuals = response * (of_rewards / of_actions), residuals * of_rewards
@@ -104,8 +106,9 @@ def estimate_spectral_radius(actions: Any, rewards: Any, *, state_dimension: int
 
 def _unit(values: Tensor) -> tuple[Tensor, float]:
     """Values of mean square 1, and what they were divided by: the ridge must mean the same in every unit."""
-    largest = values.abs().max()  # first, since squares may overflow
-    scale = largest * (values / largest).square().mean().sqrt()
+    known = values[~values.isnan()]
+    largest = known.abs().max()  # first, since squares may overflow
+    scale = largest * (known / largest).square().mean().sqrt()
     return values / scale, float(scale)
 
 
@@ -117,6 +120,13 @@ def _impulse_response(
     past = rewards.unfold(0, lags, 1)[: length - lags].flip(1)  # y_{t-1} .. y_{t-lags}
     driven = actions.unfold(0, lags + 1, 1).flip(2).mT.flatten(1)  # u_t .. u_{t-lags}
     features, target = torch.cat([past, driven], 1), rewards[lags:]
+    whole = ~(target.isnan() | features.isnan().any(1))
+    if len(target) > int(whole.sum()) < lags + 2:
+        raise ValueError(
+            f"rewards must leave at least {lags + 2} rounds with {lags} rewards before them that came, "
+            f"got {int(whole.sum())}"
+        )
+    features, target = features[whole], target[whole]
     centred = features - features.mean(0), target - target.mean()
     if intercept:
         features, target = centred
@@ -163,7 +173,7 @@ def _warn_of_a_constant(without: Tensor, with_it: Tensor, target: Tensor, num_we
 
 
 def _check(
-    actions: Any, rewards: Any, state_dimension: int, lags: int, ridge: float
+    actions: Any, rewards: Any, state_dimension: int, lags: int, ridge: float, lost: bool
 ) -> tuple[Tensor, Tensor]:
     actions, rewards = (
         as_real(name, values, torch.float64, "cpu").detach()
@@ -174,7 +184,8 @@ def _check(
             "actions and rewards must have the shapes (T, d) and (T,), "
             f"got {tuple(actions.shape)} and {tuple(rewards.shape)}"
         )
-    if not torch.isfinite(actions).all() or not torch.isfinite(rewards).all():
+    came = rewards[~rewards.isnan()] if lost else rewards
+    if not torch.isfinite(actions).all() or not torch.isfinite(came).all():
         raise ValueError("actions and rewards must be finite, got nan or inf")
     if not 1 <= state_dimension < lags:
         raise ValueError(f"state_dimension must be in 1..{lags - 1} (below lags), got {state_dimension}")
@@ -186,6 +197,6 @@ def _check(
         )
     if not bool((actions != actions[:1]).any()):
         raise ValueError("actions must vary: a log of one action tells nothing of what others do")
-    if not bool((rewards != rewards[0]).any()):
+    if not bool((came != came[:1]).any()):
         raise ValueError("rewards must vary: a constant tells nothing of what actions do")
     return actions, rewards

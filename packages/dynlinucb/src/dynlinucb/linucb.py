@@ -87,6 +87,10 @@ class LinUCB(LinearPolicy):
     def _learn(self, rewards: Tensor) -> None:
         self._regress(rewards)
 
+    def _learn_late(self, action: Tensor, rewards: Tensor, settled: bool) -> None:
+        for reward in rewards.split(1, dim=1):
+            self._regress(reward, action)
+
     def _learn_number(self, reward: float) -> None:
         if self._alone is None:
             super()._learn_number(reward)
@@ -185,6 +189,9 @@ class DLinUCB(LinUCB):
         self._inverse = torch.linalg.inv_ex(self._design[:, :, :-1] + self._ridge)[0]
         middle = torch.bmm(self._design_squared + self._ridge, self._inverse)
         self._packed = torch.bmm(self._inverse, torch.cat([middle, self._design[:, :, -1:]], 2))
+
+    def _learn_late(self, action: Tensor, rewards: Tensor, settled: bool) -> None:
+        raise TypeError("DLinUCB cannot learn from late rewards: it weighs them by their age")
 
     @property
     def inverse_design(self) -> Tensor:

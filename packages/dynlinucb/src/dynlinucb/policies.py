@@ -91,7 +91,7 @@ class DynLinUCB(LinearPolicy):
         tensor(1)
     """
 
-    _state = ("_packed", "_tail")
+    _state: tuple[str, ...] = ("_packed", "_tail")
     _numpy_path = True
     _counters = (*LinearPolicy._counters, "_epoch", "_came")
     _settings = (*LinearPolicy._settings, "_spectral_radius", "_use_last")
@@ -136,15 +136,19 @@ class DynLinUCB(LinearPolicy):
             raise ValueError(f"bounds must share one spectral_radius (lock-step), got {sorted(radii)}")
         if first == "random" and isinstance(self.actions, Ellipsoid):
             raise ValueError("first must be 'ucb' for an Ellipsoid, got 'random'")
-        self._spectral_radius, self._use, self._first = radii.pop(), use, first
+        self._use, self._first = use, first
+        self._pace(radii.pop())
         self._use_last = use == "last"
         self._hears_last_only = self._use_last and type(self) is DynLinUCB  # who inherits may want more
-        self._log_decay = -math.log(self._spectral_radius) if self._spectral_radius >= NO_MEMORY else math.inf
         if first == "random":
             self._random = RandomNumbers(self.num_replicas, generator, self.device)
         self._epoch = 0  # of the present hold; 0 before the first
         self._tail = self._zeros(1)  # sum of the tail's rewards
         self._came = 0  # how many of them
+
+    def _pace(self, spectral_radius: float) -> None:
+        self._spectral_radius = spectral_radius
+        self._log_decay = -math.log(spectral_radius) if spectral_radius >= NO_MEMORY else math.inf
 
     @property
     def epoch(self) -> int:
@@ -186,6 +190,14 @@ class DynLinUCB(LinearPolicy):
 
     def _miss(self) -> None:
         self._end_tail()
+
+    def _learn_late(self, action: Tensor, rewards: Tensor, settled: bool) -> None:
+        if not self._use_last:
+            raise TypeError(
+                "DynLinUCB cannot learn from late rewards with use='tail_mean', of what came in time"
+            )
+        if settled:
+            self._regress(rewards[:, -1:], action)
 
     def _end_tail(self) -> None:
         if self.rounds_left == 0 and self._came:
