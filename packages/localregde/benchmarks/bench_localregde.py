@@ -175,7 +175,7 @@ def test_global(benchmark, case):
 @pytest.mark.benchmark(group="one step against torchdiffeq's")
 def test_one_step(benchmark, case):
     func, z0 = problem()
-    t, h = torch.tensor(0.1), torch.tensor(0.05)
+    t, h = torch.tensor(0.1), torch.tensor(0.4)
     tableau = SOLVERS["dopri5"].tableau
     tableau = type(tableau)(
         tableau.alpha.float(),
