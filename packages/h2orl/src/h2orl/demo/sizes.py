@@ -39,9 +39,9 @@ SIZES = {
         num_validation=30,
         num_test=100,
         gap_steps=800,
-        betas=(0.0003, 0.003, 0.03),
+        betas=(0.001, 0.01, 0.1),
         bonuses=(0.03, 0.3, 3.0),
-        conservatisms=(0.0, 0.01, 0.1, 1.0),
+        conservatisms=(0.0, 0.03, 0.3, 3.0),
         num_checks=10,
     ),
 }
