@@ -106,6 +106,28 @@ def test_truth_values_are_no_actions():
         make(actions=np.array([True, False, True]))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_integers_of_every_width_are_discrete_actions(dtype):
+    episode = make(actions=torch.tensor([0, 2, 1], dtype=dtype))
+    assert episode.discrete
+    assert episode.actions.tolist() == [0, 2, 1]
+
+
+def test_ids_are_pythons_own_integers_and_strings():
+    assert [type(make(id=name).id) for name in (np.int64(3), np.str_("a"), None)] == [int, str, type(None)]
+    for name in (("a", 1), True, 1.5):
+        with pytest.raises(TypeError, match="id must be an integer, a string or None"):
+            make(id=name)
+
+
+def test_a_long_episode_is_checked_in_pieces():
+    states = np.zeros((200_000, 1))
+    after = states.copy()
+    after[150_000] = 1
+    with pytest.raises(ValueError, match=r"next_observations\[150000\] must be observations\[150001\]"):
+        Episode(states, states, False, next_observations=after)
+
+
 # --- Minari ----------------------------------------------------------------------------------------
 
 
@@ -184,6 +206,24 @@ def test_nested_tuples_and_discrete_observation_leaves_are_flattened():
     assert not concat_transitions([episode])["timeouts"].any()
 
 
+def test_lists_of_rows_as_minaris_collector_keeps_them_are_rows():
+    """A square of states is the case in which rows could pass for leaves."""
+    rows = [np.arange(3.0) + 10 * step for step in range(3)]
+    stored = SimpleNamespace(
+        observations=rows,
+        actions=[np.zeros(1)] * 2,
+        rewards=[0.0, 0.0],
+        terminations=[False] * 2,
+        truncations=[False, True],
+    )
+    np.testing.assert_array_equal(from_minari(stored).next_observations, rows[1:])
+    stored.observations = {"a": rows, "b": [np.ones(1)] * 3}
+    np.testing.assert_array_equal(from_minari(stored).observations, [[0, 1, 2, 1], [10, 11, 12, 1]])
+    stored.observations = ()
+    with pytest.raises(ValueError, match="observations must have at least one leaf"):
+        from_minari(stored)
+
+
 def test_what_is_no_minari_episode_is_named():
     with pytest.raises(TypeError, match="dict lacks observations, actions"):
         from_minari({})
@@ -235,11 +275,15 @@ def test_a_d3rlpy_data_set_comes_in_by_position():
     np.testing.assert_array_equal(second.actions, dataset.episodes[1].actions[:, 0])
     assert first.next_observations is None
     assert len(from_d3rlpy(dataset.episodes)) == 2
+    several = D3Episode([np.zeros((3, 2)), np.ones((3, 1))], np.zeros((3, 1)), np.zeros((3, 1)), False)
+    assert from_d3rlpy([several])[0].observations.tolist() == [[0, 0, 1]] * 3
 
 
 def test_what_is_no_d3rlpy_data_set_is_named():
-    with pytest.raises(ValueError, match=r"labelled must be positions of the 2 episodes, got \[2\]"):
+    with pytest.raises(ValueError, match=r"labelled must be positions of 2 episodes, got 2"):
         from_d3rlpy(d3_dataset(), labelled=[0, 2])
+    with pytest.raises(TypeError, match="labelled must be positions, got a mask"):
+        from_d3rlpy(d3_dataset(), labelled=np.array([True, False]))
     with pytest.raises(
         TypeError, match=r"dataset.episodes\[0\] must have observations, actions, rewards, terminated"
     ):
@@ -272,6 +316,10 @@ def test_flat_arrays_are_cut_at_terminals_timeouts_and_ids():
 
 def test_what_is_wrong_with_flat_arrays_is_named():
     states = np.zeros((4, 2))
+    with pytest.raises(ValueError, match=r"observations must be \(M, S\), steps of one environment after"):
+        from_arrays(np.zeros((4, 3, 2)), np.zeros((4, 3)), np.zeros((4, 3)))
+    with pytest.raises(TypeError, match="actions must be real numbers in one array"):
+        from_arrays(states, np.zeros(4), np.zeros(4), actions=[[0.0], None, [0.0], [0.0]])
     with pytest.raises(ValueError, match="rewards must have 4 rows, as observations, got 3"):
         from_arrays(states, np.zeros(3), np.zeros(4))
     with pytest.raises(ValueError, match="got an id in two places"):

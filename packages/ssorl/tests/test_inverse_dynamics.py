@@ -294,6 +294,29 @@ def test_the_state_decides_everything_and_fits_its_own_configuration_alone():
         make(members=2, k=0).load_state_dict(model.state_dict())
 
 
+def test_a_state_that_is_refused_leaves_the_configuration_alone():
+    model = make(members=2)
+    with pytest.raises(RuntimeError, match="parity must be that of the saved model"):
+        model.load_state_dict(make(members=2, parity=True).state_dict())
+    make(members=2).load_state_dict(model.state_dict())
+
+
+def test_an_index_that_stands_for_none_elsewhere_is_no_action():
+    model = InverseDynamics(3, 4, hidden=(4,), members=2, discrete=True).eval()
+    x = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = -model.dist(x).log_prob(torch.tensor([3, 0]))
+    torch.testing.assert_close(model.nll(x, torch.tensor([3, 0])), expected)
+    for wrong in (-100, -1, 4):
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            model.nll(x, torch.tensor([3, wrong]))
+
+
+def test_members_must_not_be_one_network():
+    shared = nn.Linear(9, 4)
+    with pytest.raises(ValueError, match="network must make a new module at each call"):
+        InverseDynamics(3, 2, members=2, network=lambda in_features, out_features: shared)
+
+
 def test_bounds_are_rounded_inwards():
     model = InverseDynamics(1, 2, hidden=(4,), low=[0.1, -0.1], high=[0.3, 0.7])
     assert (model.low.double() >= torch.tensor([0.1, -0.1], dtype=torch.float64)).all()
@@ -321,10 +344,28 @@ def test_bad_options_are_named(options, says):
 
 def test_bad_inputs_are_named():
     model, (x, a) = make(members=2), inputs()
-    with pytest.raises(ValueError, match=r"actions must be \(6, 2\), one for each window, got \(5, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"actions must be \(6, 2\), one for each window, or \(2, 6, 2\), got \(5, 2\)"
+    ):
         model.nll(x, a[:5])
-    with pytest.raises(ValueError, match=r"actions must be \(6, 2\), one for each window, got \(6,\)"):
+    with pytest.raises(
+        ValueError, match=r"actions must be \(6, 2\), one for each window, or \(2, 6, 2\), got \(6,\)"
+    ):
         model.nll(x, a[:, 0])
+    with pytest.raises(ValueError, match=r"got \(3, 6, 2\)"):
+        model.nll(x, a.expand(3, -1, -1))
+    with pytest.raises(ValueError, match=r"got \(2,\)"):  # as many as dimensions of an action
+        model.nll(x[:2], a[0])
+    with pytest.raises(TypeError, match="windows must be a tensor, got ndarray"):
+        model(x.numpy())
+    with pytest.raises(TypeError, match="actions must be a tensor, got ndarray"):
+        model.nll(x, a.numpy())
+    for moments in (
+        (torch.tensor([1e150, 0.0, 0.0], dtype=torch.float64), torch.ones(3)),
+        (torch.zeros(3), torch.full((3,), torch.inf)),
+    ):
+        with pytest.raises(ValueError, match="must be finite in float32"):
+            model.set_standardiser(*moments)
     with pytest.raises(ValueError, match="windows must have 2 members in front"):
         model(x.expand(3, -1, -1, -1))
     with pytest.raises(ValueError, match="variance must be one of 'pre', 'delta'"):

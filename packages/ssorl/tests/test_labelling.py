@@ -13,6 +13,7 @@ from ssorl import (
     concat_transitions,
     hide_actions,
     label_episodes,
+    label_loss,
     load_labels,
     save_labels,
     to_d3rlpy,
@@ -126,7 +127,9 @@ def test_flat_arrays_lead_back_to_every_step_of_the_source():
     # Episode 0 ends in a terminal and keeps its last step; episode 1 was cut off and loses it.
     assert len(data["rewards"]) == 9 + 3 + 13 + 1 + 7
     assert data["terminals"].sum() == 3
-    assert data["timeouts"].sum() == 1
+    last = np.append(data["episode"][1:] != data["episode"][:-1], True)
+    np.testing.assert_array_equal(data["timeouts"] | data["terminals"], last)
+    assert data["timeouts"].sum() == 2
     for row in range(len(data["rewards"])):
         source = truth[int(data["episode_id"][row].split("-")[1])]
         step = data["step"][row]
@@ -211,6 +214,46 @@ def test_saved_labels_find_their_episodes_by_id(tmp_path):
         load_labels(tmp_path / "text", episodes)
 
 
+def test_labelling_again_replaces_proxies_and_keeps_what_is_true():
+    episodes, other = hide_actions(linear_episodes(), [1, 3]), idm(members=3)
+    again = label_episodes(other, label_episodes(idm(), episodes))
+    for one, fresh in zip(again, label_episodes(other, episodes), strict=True):
+        np.testing.assert_array_equal(one.actions, fresh.actions)
+        np.testing.assert_array_equal(one.proxy_mask, fresh.proxy_mask)
+        np.testing.assert_array_equal(one.uncertainty, fresh.uncertainty)
+
+
+def test_many_discrete_actions_fit_into_the_labels_dtype():
+    rng = np.random.default_rng(0)
+    few = Episode(rng.normal(size=(6, 3)), np.zeros(5), False, actions=np.arange(5, dtype=np.uint8))
+    many = Episode(rng.normal(size=(301, 3)), np.zeros(300), False)
+    model = idm(act_dim=1000, discrete=True)
+    found = label_episodes(model, [few, many])
+    np.testing.assert_array_equal(found[1].actions, model.predict(windows([many], 1)[0])[0])
+    assert found[1].actions.max() > 255
+    np.testing.assert_array_equal(found[0].actions, few.actions)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_labels_are_saved_whatever_the_order_of_their_memory_and_the_type_of_their_ids(tmp_path, order):
+    truth = linear_episodes()
+    episodes = [
+        Episode(e.observations, e.rewards, False, actions=np.array(e.actions, order=order), id=np.int64(i))
+        for i, e in enumerate(truth)
+    ]
+    save_labels(tmp_path / "labels.safetensors", episodes)
+    found = load_labels(tmp_path / "labels.safetensors", episodes)
+    for one, source in zip(found, truth, strict=True):
+        np.testing.assert_array_equal(one.actions, source.actions)
+    for wrong in (
+        [episodes[0]] * 2,
+        [without_final(e) for e in linear_episodes((3,))]
+        + [Episode(np.zeros((2, 3)), [0], False, actions=[[0.0, 0.0]])],
+    ):
+        with pytest.raises(ValueError, match="labelled must have an id for each episode"):
+            save_labels(tmp_path / "labels.safetensors", wrong)
+
+
 def test_what_cannot_be_labelled_is_named():
     episodes = linear_episodes(hidden=(1,))
     with pytest.raises(ValueError, match="must have observations of size 2, as the model, got 3"):
@@ -230,5 +273,11 @@ def test_what_cannot_be_labelled_is_named():
         concat_transitions(episodes)
     with pytest.raises(ValueError, match="actions must be there at every step of a LabelledEpisode"):
         LabelledEpisode(np.zeros((2, 3)), [0], False)
-    with pytest.raises(ValueError, match=r"proxy_mask must be \(1,\), got \(2,\)"):
+    with pytest.raises(ValueError, match="proxy_mask must have 1 rows, got 2"):
         LabelledEpisode(np.zeros((2, 3)), [0], False, [[0.0]], proxy_mask=[True, False])
+    for doubt in ([np.nan], [-1.0], [0.0, 0.0]):
+        with pytest.raises(ValueError, match=r"uncertainty must be \(1,\) and neither negative nor NaN"):
+            LabelledEpisode(np.zeros((2, 3)), [0], False, [[0.0]], uncertainty=doubt)
+    for call in (label_episodes, label_loss):
+        with pytest.raises(TypeError, match="model must be the InverseDynamics itself, not wrapped"):
+            call(torch.nn.Sequential(idm()), episodes)

@@ -98,6 +98,14 @@ def test_agents_side_by_side_are_agents_alone():
         torch.testing.assert_close(group.act(seen)[index], agent.actor(z).tanh(), atol=1e-4, rtol=1e-3)
 
 
+def test_masks_and_actions_out_of_range_are_refused():
+    data, actions = table()
+    with pytest.raises(ValueError, match="rows must be indices, got a mask"):
+        GroupedTD3BC(data, actions, [0], [torch.arange(40) > 20])
+    with pytest.raises(ValueError, match=r"actions must be in \[-1, 1\]"):
+        GroupedTD3BC(data, 2 + actions, [0], [torch.arange(40)])
+
+
 def test_batches_come_from_each_agents_own_rows_and_labels():
     data, actions = table()
     data["rewards"] = torch.arange(40.0)

@@ -86,6 +86,10 @@ def test_quality_counts_proxies_alone():
         label_quality(pred, truth[::-1])
     with pytest.raises(ValueError, match="truth must have actions, got none in episode 'log-0'"):
         label_quality(pred, hide_actions(truth, []))
+    with pytest.raises(ValueError, match="at least one proxy action to compare"):
+        label_quality(pred, pred)  # a proxy is no truth
+    with pytest.raises(TypeError, match="keep must be positions, got a mask"):
+        hide_actions(truth, [True, False])
 
 
 @given(seed=st.integers(0, 50))
@@ -114,9 +118,13 @@ BAD = [
     (lambda: decoupled_split(range(9), "best", "low", 1, 1), "labelled_tier must be one of"),
     (lambda: decoupled_split(range(9), "low", "low", 2, 2), "n_unlabelled must be at most 1"),
     (lambda: decoupled_split(range(9), "low", "low", 4, 2), "n_labelled must be at most 3"),
-    (lambda: hide_actions(linear_episodes(), [5]), r"keep must be positions of the 5 episodes, got \[5\]"),
+    (lambda: hide_actions(linear_episodes(), [5]), r"keep must be positions of 5 episodes, got 5"),
     (lambda: label_quality([[1.0]], [1.0]), "pred and truth must have one shape"),
     (lambda: label_quality([], []), "at least one proxy"),
+    (
+        lambda: label_quality([[1.0]], [[0.0]], uncertainty=[np.nan]),
+        r"uncertainty must be \(1,\), one a step",
+    ),
 ]
 
 

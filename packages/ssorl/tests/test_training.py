@@ -259,8 +259,21 @@ def test_a_million_transitions_fit_within_the_memory_of_their_arrays():
     assert memory("VmHWM") - before < 2 * arrays
 
 
+def test_the_loss_of_labels_counts_known_actions_alone():
+    given, model = hide_actions(linear_episodes(LENGTHS), [1, 4]), idm(members=2)
+    expected = label_loss(model, [given[1], given[4]])
+    assert label_loss(model, label_episodes(model, given)) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="must have a truly labelled step"):
+        label_loss(model, label_episodes(model, given[:1]))
+
+
 def test_what_cannot_be_fitted_is_named():
     episodes = linear_episodes(LENGTHS)
+    frozen = idm().requires_grad_(False)
+    with pytest.raises(
+        ValueError, match="optimizer must hold parameters of the model that require gradients"
+    ):
+        fit(frozen, episodes)
     with pytest.raises(ValueError, match="episodes must have actions in at least one of them, got none"):
         fit(idm(), hide_actions(episodes, []))
     with pytest.raises(

@@ -62,6 +62,18 @@ def test_moments_are_those_of_all_observations_far_from_zero():
     np.testing.assert_allclose(step.numpy(), np.sqrt((moves**2).mean(0)), rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float64])
+def test_large_numbers_keep_their_digits(dtype):
+    states = np.array([[10**9], [10**9 + 1], [10**9 + 2]], dtype)
+    assert windows([Episode(states, [0, 0], False)], 0)[0].tolist() == [
+        [[1e9], [1e9 + 1]],
+        [[1e9 + 1], [1e9 + 2]],
+    ]
+    later = Episode(np.zeros((1, 1), np.float32), [0], False, next_observations=states[1:2])
+    assert windows([later], 0)[0].tolist() == [[[0], [1e9 + 1]]]
+    assert windows([Episode(states.astype(np.uint8), [0, 0], False)], 0)[0].dtype == torch.float32
+
+
 def test_bad_windows_are_named():
     episodes = linear_episodes()
     with pytest.raises(ValueError, match="k must be at least 0, got -1"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,15 +17,38 @@ def as_array(name: str, value: Any) -> Array:
     """Return numbers as a NumPy array in host memory, without a copy where that is possible."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        value = (
-            value.numpy() if value.dtype.is_complex or value.dtype.itemsize != 2 else value.float().numpy()
-        )
-    array = np.asarray(value)
+        value = (value.float() if value.is_floating_point() and value.itemsize < 4 else value).numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # rows of unequal length
+        raise TypeError(f"{name} must be real numbers in one array: {error}") from error
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be real numbers in one array, got {array.dtype}")
     if array.dtype == np.float16 or array.dtype.itemsize > 8:
         array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def checked_flags(name: str, value: Any, length: int) -> Array:
+    """Return one truth value a step, (T,) bool."""
+    array = checked_column(name, value)
+    if len(array) != length:
+        raise ValueError(f"{name} must have {length} rows, got {len(array)}")
+    if array.dtype.kind == "b":
+        return array
+    if not np.isin(array, (0, 1)).all():
+        raise ValueError(f"{name} must be 0 or 1, got other values")
+    return array.astype(bool)
+
+
+def checked_column(name: str, value: Any) -> Array:
+    """Return (T,) of (T,) or (T, 1)."""
+    array = as_array(name, value)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be (T,) or (T, 1), got {array.shape}")
+    return array
 
 
 def checked_finite(name: str, array: Array) -> Array:
@@ -58,6 +82,17 @@ def checked_share(name: str, value: Any, *, zero: bool = False, one: bool = True
         interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
         raise ValueError(f"{name} must be in {interval}, got {number!r}")
     return number
+
+
+def checked_positions(name: str, value: Iterable[Any], num: int) -> list[int]:
+    """Return positions among `num` items in increasing order, each once; a mask is none."""
+    given = list(value)
+    if any(as_array(name, position).dtype.kind == "b" for position in given):
+        raise TypeError(f"{name} must be positions, got a mask: numpy.flatnonzero(mask) gives them")
+    chosen = {checked_count(name, position, 0) for position in given}
+    if chosen and max(chosen) >= num:
+        raise ValueError(f"{name} must be positions of {num} episodes, got {max(chosen)}")
+    return sorted(chosen)
 
 
 def checked_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -8,9 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from ssorl._checks import Array, as_array, checked_finite
+from ssorl._checks import (
+    Array,
+    as_array,
+    checked_column,
+    checked_finite,
+    checked_flags,
+    checked_positions,
+)
 
 Observe = Callable[[Any], Any]
+_ROWS = 65536  # rows of a pass that would otherwise copy its arrays
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,7 +43,7 @@ class Episode:
 
     Raises:
         ValueError: If lengths or shapes disagree, something is not finite, or an end lies inside the episode.
-        TypeError: If something is not an array of real numbers.
+        TypeError: If something is not an array of real numbers, or the id neither integer nor string.
 
     Examples:
         >>> import numpy as np
@@ -58,7 +66,7 @@ class Episode:
     nan_as_missing: InitVar[bool] = False
 
     def __post_init__(self, nan_as_missing: bool) -> None:
-        rewards = checked_finite("rewards", _column("rewards", self.rewards))
+        rewards = checked_finite("rewards", checked_column("rewards", self.rewards))
         length = len(rewards)
         if length == 0:
             raise ValueError("rewards must have at least one step, got an episode of length 0")
@@ -78,6 +86,7 @@ class Episode:
             "next_observations": successors,
             "truncations": truncations,
             "action_mask": known,
+            "id": _id(self.id),
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
@@ -204,19 +213,18 @@ def from_d3rlpy(
         Episodes; the id is the position in `dataset.episodes`.
 
     Raises:
-        TypeError: If `dataset` is neither.
+        TypeError: If `dataset` is neither, or `labelled` is a mask.
         ValueError: If `labelled` names no such episode, or as in `Episode`.
     """
     episodes = list(getattr(dataset, "episodes", dataset))
-    chosen = set(range(len(episodes))) if labelled is None else {int(position) for position in labelled}
-    if unknown := sorted(chosen - set(range(len(episodes)))):
-        raise ValueError(f"labelled must be positions of the {len(episodes)} episodes, got {unknown[:5]}")
+    every = range(len(episodes))
+    chosen = set(every if labelled is None else checked_positions("labelled", labelled, len(episodes)))
     found = []
     for position, episode in enumerate(episodes):
         _ask(f"dataset.episodes[{position}]", episode, ("observations", "actions", "rewards", "terminated"))
         found.append(
             Episode(
-                (observation or _flat)(episode.observations),
+                (observation or _flat)(_parts(episode.observations)),
                 episode.rewards,
                 np.asarray(bool(episode.terminated)),
                 actions=episode.actions if position in chosen else None,
@@ -244,6 +252,9 @@ def from_arrays(
     An episode ends after every terminal and every timeout, and where the id changes. A rest without an end was cut off.
     Episodes are views: nothing is copied.
 
+    Gymnasium's vector environments that reset at the step after an end (`AutoresetMode.NEXT_STEP`) log one step an episode
+    whose action was ignored: leave these rows out, they teach a wrong action.
+
     Args:
         observations: (M, S).
         rewards: (M,) or (M, 1).
@@ -269,16 +280,22 @@ def from_arrays(
         [('a', 2, True), ('b', 1, False), ('c', 2, False)]
     """
     states = as_array("observations", observations)
+    if states.ndim != 2:
+        raise ValueError(
+            f"observations must be (M, S), steps of one environment after those of another, got {states.shape}"
+        )
     num = len(states)
-    ended = {"terminals": _flags("terminals", terminals, num)}
-    ended["timeouts"] = np.zeros(num, dtype=bool) if timeouts is None else _flags("timeouts", timeouts, num)
+    ended = {"terminals": checked_flags("terminals", terminals, num)}
+    ended["timeouts"] = (
+        np.zeros(num, dtype=bool) if timeouts is None else checked_flags("timeouts", timeouts, num)
+    )
     given = {
-        "rewards": _column("rewards", rewards),
+        "rewards": checked_column("rewards", rewards),
         "actions": None if actions is None else as_array("actions", actions),
         "next_observations": None
         if next_observations is None
         else as_array("next_observations", next_observations),
-        "action_mask": None if action_mask is None else _flags("action_mask", action_mask, num),
+        "action_mask": None if action_mask is None else checked_flags("action_mask", action_mask, num),
     }
     for name, array in given.items():
         if array is not None and len(array) != num:
@@ -363,19 +380,20 @@ def _states(observations: Any, next_observations: Any, length: int) -> tuple[Arr
 
 def _one_trajectory(later: Array, after: Array) -> None:
     """Refuse rows that are not one after the other."""
-    tolerance = 1e-4 * np.maximum(np.abs(later), 1)
-    apart = (np.abs(later.astype(np.float64) - after) > tolerance).any(1)
-    if apart.any():
-        step = int(np.flatnonzero(apart)[0])
-        raise ValueError(
-            f"next_observations[{step}] must be observations[{step + 1}]: "
-            "these are several trajectories; pass each as an episode of its own"
-        )
+    for start in range(0, len(later), _ROWS):
+        now = later[start : start + _ROWS].astype(np.float64)
+        apart = (np.abs(now - after[start : start + _ROWS]) > 1e-4 * np.maximum(np.abs(now), 1)).any(1)
+        if apart.any():
+            step = start + int(np.flatnonzero(apart)[0])
+            raise ValueError(
+                f"next_observations[{step}] must be observations[{step + 1}]: "
+                "these are several trajectories; pass each as an episode of its own"
+            )
 
 
 def _actions(actions: Any, mask: Any, length: int, nan_as_missing: bool) -> tuple[Array | None, Array | None]:
     if actions is None:
-        if mask is not None and _flags("action_mask", mask, length).any():
+        if mask is not None and checked_flags("action_mask", mask, length).any():
             raise ValueError("action_mask must be None or all False where actions is None")
         return None, None
     found = as_array("actions", actions)
@@ -395,7 +413,7 @@ def _actions(actions: Any, mask: Any, length: int, nan_as_missing: bool) -> tupl
         found = found[:, None]
     if found.dtype.kind == "f" and (found.ndim != 2 or found.shape[1] == 0):
         raise ValueError(f"actions must be (T, A), got {found.shape}")
-    known = np.ones(length, dtype=bool) if mask is None else _flags("action_mask", mask, length)
+    known = np.ones(length, dtype=bool) if mask is None else checked_flags("action_mask", mask, length)
     if nan_as_missing and found.dtype.kind == "f":
         known = known & ~np.isnan(found).any(1)
     if found.dtype.kind == "f" and not np.isfinite(found[known]).all():
@@ -412,33 +430,13 @@ def _ends(name: str, value: Any, length: int) -> Array:
         last = np.zeros(length, dtype=array.dtype)
         last[-1] = array
         array = last
-    flags = _flags(name, array, length)
+    flags = checked_flags(name, array, length)
     if flags[:-1].any():
         step = int(np.flatnonzero(flags[:-1])[0])
         raise ValueError(
             f"{name} must be set at the last step only, got step {step} of {length}: cut there (from_arrays does)"
         )
     return flags
-
-
-def _flags(name: str, value: Any, length: int) -> Array:
-    array = _column(name, value)
-    if len(array) != length:
-        raise ValueError(f"{name} must have {length} rows, got {len(array)}")
-    if array.dtype.kind == "b":
-        return array
-    if not np.isin(array, (0, 1)).all():
-        raise ValueError(f"{name} must be 0 or 1, got other values")
-    return array.astype(bool)
-
-
-def _column(name: str, value: Any) -> Array:
-    array = as_array(name, value)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(f"{name} must be (T,) or (T, 1), got {array.shape}")
-    return array
 
 
 def _names(value: Any, length: int) -> Array:
@@ -448,15 +446,28 @@ def _names(value: Any, length: int) -> Array:
     return array.astype(str) if array.dtype.kind == "O" else array
 
 
+def _id(value: Any) -> int | str | None:
+    """Return an id as Python's own type, which JSON knows."""
+    value = value.item() if isinstance(value, (np.generic, np.ndarray)) and np.ndim(value) == 0 else value
+    if value is None or (isinstance(value, (int, str)) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"id must be an integer, a string or None, got {value!r}")
+
+
+def _parts(observations: Any) -> Any:
+    """Return several arrays of one d3rlpy episode as a tuple, also where they are in a list."""
+    several = isinstance(observations, list) and all(np.ndim(part) > 0 for part in observations)
+    return tuple(observations) if several else observations
+
+
 def _flat(observations: Any) -> Array:
-    """Concatenate the leaves of nested dicts and tuples; an array stays as it is."""
-    if isinstance(observations, Mapping):
-        parts = [_flat(observations[key]) for key in sorted(observations)]
-    elif isinstance(observations, (tuple, list)) and not np.isscalar(observations[0]):
-        parts = [_flat(part) for part in observations]
-    else:
-        array = as_array("observations", observations)
-        return array
+    """Concatenate the leaves of nested dicts and tuples; an array, or a list of its rows, is a leaf."""
+    if not isinstance(observations, (Mapping, tuple)):
+        return as_array("observations", observations)
+    if not observations:
+        raise ValueError("observations must have at least one leaf, got an empty Dict or Tuple")
+    keys = sorted(observations) if isinstance(observations, Mapping) else range(len(observations))
+    parts = [_flat(observations[key]) for key in keys]
     return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
 

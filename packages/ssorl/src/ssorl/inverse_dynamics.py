@@ -118,6 +118,10 @@ class InverseDynamics(nn.Module):
         self.networks: nn.ModuleList | None = None
         if network is not None:
             made = [network(in_features, self.heads * self.act_dim) for _ in range(self.members)]
+            if len({id(module) for module in made}) < self.members:
+                raise ValueError(
+                    "network must make a new module at each call, got the same one for two members"
+                )
             self.networks = nn.ModuleList(made)
             return
         sizes = [in_features, *(checked_count("hidden", size) for size in hidden), self.act_dim]
@@ -259,7 +263,7 @@ class InverseDynamics(nn.Module):
             step: Root mean square of s_{t+1} - s_t, (S,), needed with `differences`.
 
         Raises:
-            ValueError: If a shape is another, or `step` is missing.
+            ValueError: If a shape is another, `step` is missing, or a value is not finite in float32.
         """
         if step is None:
             if self.differences:
@@ -268,6 +272,10 @@ class InverseDynamics(nn.Module):
         for name, value in (("mean", mean), ("std", std), ("step", step)):
             if value.shape != (self.obs_dim,):
                 raise ValueError(f"{name} must be ({self.obs_dim},), got {tuple(value.shape)}")
+            if not value.float().isfinite().all():
+                raise ValueError(
+                    f"{name} must be finite in float32, got {value.tolist()}: rescale the states"
+                )
         mean = mean.double().cpu()
         rounding = 4 * torch.finfo(torch.float32).eps * mean.abs()
         center = mean.float()
@@ -299,6 +307,8 @@ class InverseDynamics(nn.Module):
 
     def _features(self, windows: Tensor) -> Tensor:
         """Standardise and flatten: (members or 1, B, features)."""
+        if not isinstance(windows, Tensor):
+            raise TypeError(f"windows must be a tensor, got {type(windows).__name__}")
         if windows.dim() not in (3, 4) or windows.shape[-2:] != (self.k + 2, self.obs_dim):
             raise ValueError(
                 f"windows must be (B, {self.k + 2}, {self.obs_dim}), k + 2 states each, got {tuple(windows.shape)}"
@@ -348,11 +358,7 @@ class InverseDynamics(nn.Module):
     def _loss(self, parameters: Tensor, actions: Tensor) -> Tensor:
         if self.discrete:
             return self._cross_entropy(parameters[:, 0], actions)
-        if actions.shape[-1:] != (self.act_dim,) or actions.shape[-2] != parameters.shape[2]:
-            raise ValueError(
-                f"actions must be ({parameters.shape[2]}, {self.act_dim}), one for each window, "
-                f"got {tuple(actions.shape)}"
-            )
+        self._check_actions(actions, (parameters.shape[2], self.act_dim))
         half, middle = self._half.to(parameters.dtype), self._middle.to(parameters.dtype)
         unit = ((actions.to(parameters.dtype) - middle) / half).clamp(-1 + _EDGE, 1 - _EDGE)
         if self.deterministic:
@@ -364,14 +370,21 @@ class InverseDynamics(nn.Module):
         return -(log_normal - log_slope).sum(-1)
 
     def _cross_entropy(self, logits: Tensor, actions: Tensor) -> Tensor:
+        self._check_actions(actions, (logits.shape[1],))
         if actions.is_floating_point():
             raise ValueError(f"actions must be integers for discrete=True, got {actions.dtype}")
-        if actions.dim() not in (1, 2) or actions.shape[-1] != logits.shape[1]:
+        index = actions.long().expand(self.members, -1).unsqueeze(-1)
+        # Not F.cross_entropy: it takes an index of -100, as labels that miss often have, for one without a loss.
+        return -logits.log_softmax(-1).gather(-1, index).squeeze(-1)
+
+    def _check_actions(self, actions: Tensor, shape: tuple[int, ...]) -> None:
+        if not isinstance(actions, Tensor):
+            raise TypeError(f"actions must be a tensor, got {type(actions).__name__}")
+        if tuple(actions.shape) not in (shape, (1, *shape), (self.members, *shape)):
             raise ValueError(
-                f"actions must be ({logits.shape[1]},), one for each window, got {tuple(actions.shape)}"
+                f"actions must be {shape}, one for each window, or {(self.members, *shape)}, "
+                f"got {tuple(actions.shape)}"
             )
-        index = actions.long().expand(self.members, -1)
-        return F.cross_entropy(logits.flatten(0, 1), index.flatten(), reduction="none").view_as(index)
 
     def _normal(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         if self.deterministic:
@@ -442,6 +455,8 @@ class InverseDynamics(nn.Module):
                 if theirs != ours:
                     told = (PADS[theirs], PADS[ours]) if name == "pad" else (theirs, int(ours))
                     errors.append(f"{name} must be that of the saved model: {told[0]} there, {told[1]} here")
+            if saved.tolist() != self._configured():
+                return  # the model keeps what it is
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, extra, errors)
 
 

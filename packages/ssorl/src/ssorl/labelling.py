@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssorl._checks import Array, as_array, checked_choice, checked_count
+from ssorl._checks import Array, as_array, checked_choice, checked_count, checked_flags
 from ssorl.episodes import Episode, checked_episodes
 from ssorl.inverse_dynamics import InverseDynamics
 from ssorl.windows import StateTable
@@ -34,20 +34,16 @@ class LabelledEpisode(Episode):
         length = len(self)
         if not self.labelled:
             raise ValueError("actions must be there at every step of a LabelledEpisode")
-        mask = (
-            np.zeros(length, dtype=bool)
-            if self.proxy_mask is None
-            else as_array("proxy_mask", self.proxy_mask)
-        )
-        doubt = (
-            np.zeros(length, dtype=np.float32)
-            if self.uncertainty is None
-            else as_array("uncertainty", self.uncertainty)
-        )
-        for name, value in (("proxy_mask", mask), ("uncertainty", doubt)):
-            if value.shape != (length,):
-                raise ValueError(f"{name} must be ({length},), got {value.shape}")
-        object.__setattr__(self, "proxy_mask", mask.astype(bool, copy=False))
+        mask, doubt = np.zeros(length, dtype=bool), np.zeros(length, dtype=np.float32)
+        if self.proxy_mask is not None:
+            mask = checked_flags("proxy_mask", self.proxy_mask, length)
+        if self.uncertainty is not None:
+            doubt = as_array("uncertainty", self.uncertainty)
+        if doubt.shape != (length,) or not (doubt >= 0).all():
+            raise ValueError(
+                f"uncertainty must be ({length},) and neither negative nor NaN, got {doubt.shape}"
+            )
+        object.__setattr__(self, "proxy_mask", mask)
         object.__setattr__(self, "uncertainty", doubt)
 
 
@@ -72,6 +68,7 @@ def label_episodes(
         batch: Steps at a time; it does not change the labels.
         sample: Whether to draw proxies from the mixture instead of taking its mean or most probable action.
         keep_true: Whether known actions stay, bit for bit. False replaces them too, which is how a model is examined.
+            Proxies of an earlier labelling are no known actions: they are always replaced.
         variance: As in `InverseDynamics.predict`.
         generator: For `sample`, on the model's device.
 
@@ -80,7 +77,7 @@ def label_episodes(
 
     Raises:
         ValueError: If sizes disagree with the model, or a label is not finite because the model is not.
-        TypeError: If the kind of action is another.
+        TypeError: If `model` is wrapped, or the kind of action is another.
 
     Examples:
         >>> import numpy as np
@@ -94,7 +91,8 @@ def label_episodes(
     checked_choice("variance", variance, ("pre", "delta"))
     batch = checked_count("batch", batch)
     table = StateTable(found)
-    missing = ~table.known() if keep_true else torch.ones(table.num_steps, dtype=torch.bool)
+    missing = ~table.known() | torch.from_numpy(proxies_of(found))
+    missing = missing if keep_true else torch.ones_like(missing)
     rows = torch.nonzero(missing)[:, 0]
     followed = table.followed()
     doubt = np.zeros(table.num_steps, dtype=np.float32)
@@ -129,8 +127,8 @@ def concat_transitions(labelled: Iterable[Episode]) -> dict[str, Array]:
 
     Returns:
         `observations` (M, S), `actions`, `rewards` (M,), `next_observations`, `terminals` (M,) and `timeouts` (M,)
-        bool, never both set; `proxy_mask` (M,); `uncertainty` (M,); and the way back: `episode_id` (M,), `episode`
-        (M,) the position among `labelled`, `step` (M,).
+        bool, one of them set at the last row of each episode and nowhere else; `proxy_mask` (M,); `uncertainty` (M,);
+        and the way back: `episode_id` (M,), `episode` (M,) the position among `labelled`, `step` (M,).
 
     Raises:
         ValueError: If an episode has steps without an action.
@@ -144,13 +142,14 @@ def concat_transitions(labelled: Iterable[Episode]) -> dict[str, Array]:
         if after is None:
             after = np.concatenate([episode.observations[1:], episode.observations[-1:]])
         proxies, doubt = _doubt(episode)
+        timeouts = np.arange(len(episode)) == keep - 1
         row = (
             episode.observations,
             actions,
             episode.rewards,
             after,
             episode.terminals,
-            _truncations(episode),
+            timeouts & ~episode.terminals,
             proxies,
             doubt,
             np.full(len(episode), position),
@@ -239,11 +238,17 @@ def save_labels(path: str | PathLike[str], labelled: Iterable[Episode]) -> None:
 
     Args:
         path: The file.
-        labelled: As in `concat_transitions`.
+        labelled: As in `concat_transitions`, each under an id of its own.
+
+    Raises:
+        ValueError: If an episode has steps without an action, or an id is None or there twice.
     """
     from safetensors.numpy import save_file
 
     episodes = checked_episodes(labelled)
+    ids = [episode.id for episode in episodes]
+    if None in ids or len(set(ids)) < len(ids):
+        raise ValueError("labelled must have an id for each episode to be found by, got None or one twice")
     doubts = [_doubt(episode) for episode in episodes]
     tensors = {
         "actions": np.concatenate([_all_actions(episode) for episode in episodes]),
@@ -251,7 +256,10 @@ def save_labels(path: str | PathLike[str], labelled: Iterable[Episode]) -> None:
         "uncertainty": np.concatenate([doubt for _, doubt in doubts]),
         "length": np.array([len(episode) for episode in episodes]),
     }
-    save_file(tensors, path, metadata={"ids": json.dumps([episode.id for episode in episodes])})
+    rows = {
+        name: np.ascontiguousarray(array) for name, array in tensors.items()
+    }  # it writes memory as it lies
+    save_file(rows, path, metadata={"ids": json.dumps(ids)})
 
 
 def load_labels(path: str | PathLike[str], episodes: Iterable[Episode]) -> list[LabelledEpisode]:
@@ -299,7 +307,9 @@ def load_labels(path: str | PathLike[str], episodes: Iterable[Episode]) -> list[
 
 
 def checked_actions(model: InverseDynamics, episodes: Sequence[Episode]) -> None:
-    """Refuse episodes that the model is not made for."""
+    """Refuse a wrapped model and episodes that it is not made for."""
+    if not isinstance(model, InverseDynamics):
+        raise TypeError(f"model must be the InverseDynamics itself, not wrapped, got {type(model).__name__}")
     if episodes[0].observations.shape[1] != model.obs_dim:
         raise ValueError(
             f"episodes must have observations of size {model.obs_dim}, as the model, "
@@ -333,6 +343,11 @@ def checked_actions(model: InverseDynamics, episodes: Sequence[Episode]) -> None
             )
 
 
+def proxies_of(episodes: Sequence[Episode]) -> Array:
+    """Return which steps of all episodes have a proxy for their action, (M,)."""
+    return np.concatenate([_doubt(episode)[0] for episode in episodes])
+
+
 _FLAT = (
     "observations",
     "actions",
@@ -350,7 +365,9 @@ _FLAT = (
 def _label_dtype(model: InverseDynamics, episodes: Sequence[Episode]) -> Any:
     """Proxies have the dtype of the true actions, so that the whole concatenates without a cast."""
     given = [episode.actions.dtype for episode in episodes if episode.actions is not None]
-    return np.result_type(*given) if given else np.int64 if model.discrete else np.float32
+    if not model.discrete:
+        return np.result_type(*given) if given else np.float32
+    return np.result_type(*given, np.min_scalar_type(model.act_dim - 1)) if given else np.int64
 
 
 def _spread_over(

@@ -41,7 +41,7 @@ class GroupedTD3BC:
         generator: On the data's device; for weights, batches and noise.
 
     Raises:
-        ValueError: If shapes disagree or an agent has no rows.
+        ValueError: If shapes disagree, actions are out of range, or an agent has no rows or a mask of them.
     """
 
     def __init__(
@@ -71,6 +71,10 @@ class GroupedTD3BC:
         num, device = len(self.states), self.states.device
         if actions.dim() != 3 or actions.shape[1] != num:
             raise ValueError(f"actions must be (V, {num}, A), got {tuple(actions.shape)}")
+        if not (actions.abs() <= 1 + 1e-5).all():  # a range mapped in float32 ends a rounding beyond
+            raise ValueError("actions must be in [-1, 1], which is the range of the policy")
+        if any(torch.as_tensor(part).dtype == torch.bool for part in rows):
+            raise ValueError("rows must be indices, got a mask: torch.nonzero(mask)[:, 0] gives them")
         if len(versions) != len(rows) or not all(len(part) for part in rows):
             raise ValueError(f"rows must be given for each of {len(versions)} agents and not be empty")
         self.num_agents, self.batch_size = len(rows), checked_count("batch_size", batch_size)

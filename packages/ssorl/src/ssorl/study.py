@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssorl._checks import Array, as_array, checked_choice, checked_count, checked_finite, checked_share
+from ssorl._checks import (
+    Array,
+    as_array,
+    checked_choice,
+    checked_count,
+    checked_finite,
+    checked_positions,
+    checked_share,
+)
 from ssorl.episodes import Episode
-from ssorl.labelling import LabelledEpisode
+from ssorl.labelling import LabelledEpisode, proxies_of
 
 TIERS = ("low", "medium", "high")
 
@@ -140,10 +148,9 @@ def hide_actions(episodes: Sequence[Episode], keep: Collection[int]) -> list[Epi
 
     Raises:
         ValueError: If `keep` names no such position.
+        TypeError: If `keep` is a mask.
     """
-    kept = {int(position) for position in keep}
-    if unknown := sorted(kept - set(range(len(episodes)))):
-        raise ValueError(f"keep must be positions of the {len(episodes)} episodes, got {unknown[:5]}")
+    kept = set(checked_positions("keep", keep, len(episodes)))
     return [
         episode if position in kept else episode.without_actions()
         for position, episode in enumerate(episodes)
@@ -203,8 +210,8 @@ def label_quality(pred: Any, truth: Any, *, uncertainty: Any = None) -> LabelQua
     error = (found != true).astype(float) if discrete else np.square(found.astype(np.float64) - true)
     by_step = error if error.ndim == 1 else error.mean(1)
     doubt = None if uncertainty is None else as_array("uncertainty", uncertainty)
-    if doubt is not None and doubt.shape != by_step.shape:
-        raise ValueError(f"uncertainty must be {by_step.shape}, one a step, got {doubt.shape}")
+    if doubt is not None and (doubt.shape != by_step.shape or np.isnan(doubt).any()):
+        raise ValueError(f"uncertainty must be {by_step.shape}, one a step and not NaN, got {doubt.shape}")
     return LabelQuality(
         count=len(found),
         mse=None if discrete else float(by_step.mean()),
@@ -284,7 +291,7 @@ def _proxies(pred: Sequence[Episode], truth: Sequence[Episode]) -> tuple[Array, 
             if mask.any():
                 raise ValueError(f"truth must have actions, got none in episode {true.id!r}")
             continue
-        mask = mask & true.known
+        mask = mask & true.known & ~proxies_of([true])
         parts.append((found.actions[mask], true.actions[mask], found.uncertainty[mask]))
     if not parts:
         raise ValueError("pred must have at least one proxy action to compare, got none")

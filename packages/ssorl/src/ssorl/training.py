@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssorl._checks import checked_count, checked_share
 from ssorl.episodes import Episode, checked_episodes
 from ssorl.inverse_dynamics import InverseDynamics, evaluating
-from ssorl.labelling import LabelledEpisode, checked_actions, label_episodes
+from ssorl.labelling import LabelledEpisode, checked_actions, label_episodes, proxies_of
 from ssorl.windows import StateTable
 
 Progress = Callable[[float, str], None]
@@ -103,14 +103,12 @@ def fit_idm(
         >>> report.steps, len(report.validation_ids)
         (50, 1)
     """
-    if not isinstance(model, InverseDynamics):
-        raise TypeError(f"model must be the InverseDynamics itself, not wrapped, got {type(model).__name__}")
     steps, batch_size = checked_count("steps", steps), checked_count("batch_size", batch_size)
     eval_every = checked_count("eval_every", eval_every)
     patience = None if patience is None else checked_count("patience", patience)
-    _same_parameters(model, optimizer)
     table = StateTable(checked_episodes(episodes, labels=True))
     checked_actions(model, table.episodes)
+    _same_parameters(model, optimizer)
     train, validation = _split(
         table, checked_share("val_fraction", val_fraction, zero=True, one=False), generator
     )
@@ -239,6 +237,8 @@ def self_train(
 def label_loss(model: InverseDynamics, episodes: Iterable[Episode], *, batch: int = 8192) -> float:
     """Return the mean loss on all labelled steps, averaged over members: the negative log-likelihood of known actions.
 
+    Proxies are no known actions: they do not count.
+
     Args:
         model: A fitted model.
         episodes: Episodes whose actions are known, for instance those hidden from the fit.
@@ -253,8 +253,9 @@ def label_loss(model: InverseDynamics, episodes: Iterable[Episode], *, batch: in
     table = StateTable(checked_episodes(episodes, labels=True))
     checked_actions(model, table.episodes)
     rows = _labelled_rows(table, range(len(table.episodes)), model)
+    rows = rows[~torch.from_numpy(proxies_of(table.episodes))[rows]]
     if len(rows) == 0:
-        raise ValueError("episodes must have a labelled step with a known successor, got none")
+        raise ValueError("episodes must have a truly labelled step with a known successor, got none")
     return float(_Data(model, table).mean_loss(rows, batch).mean())
 
 
@@ -332,8 +333,10 @@ class _Best:
 
 def _same_parameters(model: InverseDynamics, optimizer: torch.optim.Optimizer) -> None:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(id(parameter) in held for parameter in model.parameters()):
-        raise ValueError("optimizer must hold parameters of the model, got one over others")
+    if not any(id(parameter) in held and parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "optimizer must hold parameters of the model that require gradients, got one over others or frozen ones"
+        )
 
 
 def _split(

@@ -53,22 +53,22 @@ class StateTable:
     """All states of all episodes in one tensor (sum T + N, S): the states of each, then its final one.
 
     Args:
-        episodes: The episodes. Their arrays are copied once, float64 staying float64, all else as float32.
+        episodes: The episodes. Their arrays are copied once, as float32, or as float64 where their dtype is
+            float64 or an integer of 32 bits or more.
     """
 
     def __init__(self, episodes: Sequence[Episode]) -> None:
         self.episodes = checked_episodes(episodes)
         lengths = np.array([len(episode) for episode in self.episodes])
         starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-        double = any(episode.observations.dtype == np.float64 for episode in self.episodes)
+        kinds = {array.dtype for episode in self.episodes for array in _both(episode)}
         states = np.empty(
             (int(lengths.sum()) + len(lengths), self.episodes[0].observations.shape[1]),
-            dtype=np.float64 if double else np.float32,
+            dtype=np.result_type(np.float32, *kinds),
         )
         for start, length, episode in zip(starts, lengths, self.episodes, strict=True):
-            after = episode.observations if episode.next_observations is None else episode.next_observations
             states[start : start + length] = episode.observations
-            states[start + length] = after[-1]
+            states[start + length] = _both(episode)[-1][-1]
         self.states = torch.from_numpy(states)
         self.start = torch.from_numpy(starts)
         self.length = torch.from_numpy(lengths)
@@ -117,6 +117,11 @@ class StateTable:
             moved += (self.states[place + 1].double() - now).square().sum(0)
         followed = max(int(self.followed().sum()), 1)
         return mean, (squares / self.num_steps).sqrt(), (moved / followed).sqrt()
+
+
+def _both(episode: Episode) -> list[Array]:
+    """Return observations and, where there are any, their successors."""
+    return [array for array in (episode.observations, episode.next_observations) if array is not None]
 
 
 def _joined(parts: Sequence[Array]) -> Tensor:

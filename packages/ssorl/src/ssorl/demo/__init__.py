@@ -16,8 +16,8 @@ __all__ = ["conditions", "demo"]
 METRICS = {
     "score": {"unit": "% of the controller", "better": "higher"},
     "gap": {"unit": "%", "better": "lower"},
-    "above_labelled_only_low": {"unit": "points", "better": "higher"},
-    "above_labelled_only_high": {"unit": "points", "better": "higher"},
+    "score_low": {"unit": "% of the controller", "better": "higher"},
+    "score_high": {"unit": "% of the controller", "better": "higher"},
     "below_k1_low": {"unit": "points", "better": "neither"},
     "alpha": {"unit": "", "better": "neither"},
     "mse": {"unit": "", "better": "lower"},

@@ -188,10 +188,8 @@ def _return_rows(
         row: Row = {"name": name, "role": _role(name), "score": score, **figures.get(name, {})}
         if full > 0 and name != FULL:
             row["gap"] = 100 * (full - score) / full
-        if name == main:
-            row["above_labelled_only_low"], row["above_labelled_only_high"] = interval(
-                values, of[alone], seed
-            )
+        if name in (FULL, main, alone):
+            row["score_low"], row["score_high"] = interval(values, torch.zeros_like(values), seed)
         if name in ("cloning proxy", "ridge", "k = 0"):
             row["below_k1_low"] = interval(of[main], values, seed)[0]
         if name == alone:

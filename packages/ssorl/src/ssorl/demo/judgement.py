@@ -23,27 +23,40 @@ def conditions(rows: Sequence[Row]) -> list[Row]:
         that it needs, and whether that holds.
 
     Examples:
-        >>> rows = [{"name": "k = 1, labelled from lowest 50 %", "above_labelled_only_low": -2.0, "gap": 10.0}]
-        >>> [(found["figure"], found["holds"]) for found in conditions(rows)[:2]]
-        [(-2.0, False), (10.0, True)]
+        >>> rows = [{"name": "k = 1, labelled from lowest 50 %", "score_low": 48.0, "gap": 10.0},
+        ...     {"name": "labelled episodes alone, from lowest 50 %", "score_high": 50.0}]
+        >>> [(found["figure"], found["holds"]) for found in conditions(rows)[:3]]
+        [(-2.0, False), (None, False), (10.0, True)]
     """
     of = {(row["name"], key): value for row in rows for key, value in row.items() if value is not None}
-    main = f"k = 1, labelled from lowest {100 * MAIN:.0f} %"
+    main, alone = (
+        f"{start} from lowest {100 * MAIN:.0f} %" for start in ("k = 1, labelled", "labelled episodes alone,")
+    )
 
     def ratio(first: str, second: str) -> float:
         return of[first, "mse"] / of[second, "mse"]
 
     return [
         _condition(
-            "proxy labels of k = 1 earn more than labelled episodes alone, alpha tuned (low end of the 95 % interval)",
-            lambda: of[main, "above_labelled_only_low"],
+            "proxy labels of k = 1 earn more than labelled episodes alone, alpha tuned (between 95 % intervals)",
+            lambda: of[main, "score_low"] - of[alone, "score_high"],
+            "> 0 points",
+        ),
+        _condition(
+            "labelled episodes alone earn clearly less than all actions (between 95 % intervals)",
+            lambda: of["all actions known", "score_low"] - of[alone, "score_high"],
             "> 0 points",
         ),
         _condition(
             "and cost little of what all actions earn, threshold 50 %", lambda: of[main, "gap"], "<= 10 %"
         ),
         _condition(
-            "so they do where labelled episodes come from all returns",
+            "they cost more where labelled episodes come from the lowest 10 %",
+            lambda: of["k = 1, labelled from lowest 10 %", "gap"] - of[main, "gap"],
+            "> 0 points",
+        ),
+        _condition(
+            "and little again where labelled episodes come from all returns",
             lambda: of["k = 1, labelled from lowest 100 %", "gap"],
             "<= 10 %",
         ),
