@@ -17,7 +17,6 @@ from inductionclamp import (  # noqa: E402
     ablate_heads,
     block_prev_token,
     clamped,
-    few_shot_accuracy,
     force_pattern,
     graft,
     head_ablation_table,
@@ -301,5 +300,30 @@ def test_what_cannot_be_clamped_is_told():
         instrument_hf(model)
 
 
-def test_a_score_of_a_model_that_is_no_classifier_is_needed():
-    assert few_shot_accuracy(torch.eye(3)[None], (None, torch.tensor([[0, 2]]))).tolist() == [1.0]
+def test_gpt2_scales_by_layer_as_it_says():
+    options = {"scale_attn_by_inverse_layer_idx": True, "vocab_size": 30, **TOKENS}
+    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=4, **options)
+    eager = transformers.GPT2LMHeadModel._from_config(config, attn_implementation="eager").eval()
+    wanted = eager(IDS, output_attentions=True)
+    instrument_hf(eager)
+    record = ["blocks.1.attn_scores"]
+    if not hasattr(eager.transformer.h[1].attn, "scaling"):  # older versions keep it to themselves
+        with pytest.raises(ValueError, match="does not tell how the model scales"):
+            run(eager, IDS, record=record)
+        return
+    output, acts = run(eager, IDS, record=record)
+    close(output.logits, wanted.logits)
+    close(acts["blocks.1.attn_scores"], wanted.attentions[1])
+
+
+def test_maps_with_a_soft_cap_are_refused():
+    model = made(llama)
+    instrument_hf(model)
+    q = torch.ones(1, 4, 3, 4)
+    attention = model.model.layers[0].self_attn
+    sites = model.clamp_sites
+    from inductionclamp.huggingface import _attend
+
+    sites["blocks.0.attn_scores"].handler = lambda value: value
+    with pytest.raises(ValueError, match="do not know the model's 'softcap'"):
+        _attend(attention, q, q, q, None, softcap=30.0)

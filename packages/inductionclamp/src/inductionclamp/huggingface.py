@@ -159,7 +159,7 @@ def _attend(
         key, value = _repeated(key, query), _repeated(value, query)
         query, key = sites["q"](query), sites["k"](key)
     if mapped:
-        _check_plain(named)
+        _check_plain(module, scaling, named)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         alone = attention_mask is None
         causal = alone and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -173,7 +173,8 @@ def _attend(
     attend = _fallback(module, state.fallback)
     if is_causal is not None:
         named["is_causal"] = is_causal
-    seen = _Ungrouped(module) if active else module  # keys and values are repeated already
+    grouped = active and getattr(module, "num_key_value_groups", 1) > 1
+    seen = _Ungrouped(module) if grouped else module  # keys and values are repeated already
     output, weights = attend(
         seen, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **named
     )
@@ -183,13 +184,14 @@ def _attend(
 
 
 class _Ungrouped:
-    """What attention functions read of a module, with one key and value per query head."""
+    """A module as attention functions read it, but with one key and value per query head."""
 
     def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.num_key_value_groups = 1
-        self.is_causal = getattr(module, "is_causal", True)
-        self.training = module.training
-        self.layer_idx = getattr(module, "layer_idx", None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
 
 
 def _repeated(states: Tensor, query: Tensor) -> Tensor:
@@ -198,10 +200,15 @@ def _repeated(states: Tensor, query: Tensor) -> Tensor:
     return states if groups == 1 else states.repeat_interleave(groups, 1)
 
 
-def _check_plain(named: Mapping[str, Any]) -> None:
-    for name in ("softcap", "s_aux", "position_bias", "cache"):
+def _check_plain(module: nn.Module, scaling: float | None, named: Mapping[str, Any]) -> None:
+    for name in ("softcap", "s_aux", "position_bias", "cache", "head_mask"):
         if named.get(name) is not None:
             raise ValueError(f"clamps and records of attention maps do not know the model's {name!r}")
+    scaled_elsewhere = getattr(module, "scale_attn_by_inverse_layer_idx", False) or not getattr(
+        module, "scale_attn_weights", True
+    )
+    if scaling is None and scaled_elsewhere:
+        raise ValueError("this version of transformers does not tell how the model scales its attention maps")
 
 
 def _fallback(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

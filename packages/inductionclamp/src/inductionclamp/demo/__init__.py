@@ -54,7 +54,7 @@ def demo(
             "data": f"{sizes.source}; a sequence is two labelled exemplars and a query; 8 of 10 label pairs train",
             "model": f"attention-only transformer, 2 layers, 8 heads, width {sizes.dim}",
             "budget": f"Adam, learning rate {sizes.learning_rate:g}, batch {sizes.batch}, up to {sizes.steps} steps, "
-            f"{sizes.models} initialisations each; clamped runs end {sizes.after} steps after their loss has passed 0.4 ln 2",
+            f"{sizes.models} initialisations each; clamped runs end {sizes.after} steps after passing 0.4 ln 2",
             "clamped": "match: induction pattern in head 1.0; copy: logits from head 1.0; layer1: shifted embeddings "
             "to queries and keys; other heads of layer 1 ablated unless the copy is clamped",
         },
