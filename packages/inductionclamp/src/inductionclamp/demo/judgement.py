@@ -59,6 +59,8 @@ def conditions(rows: Sequence[Row]) -> list[dict[str, Any]]:
         *found,
         _below("layer 0 writes nothing that only the direct path needs (points lost)", lost, 2.0),
         _at_least("the toy learns sooner with two vectors clamped (ratio)", toy, 2.0),
+        _at_least("unclamped the toy waits (stretch over fall)", share["toy, free"], 1.0),
+        _below("with two vectors clamped it does not", share["toy, b, c clamped"], 1.0),
     ]
 
 

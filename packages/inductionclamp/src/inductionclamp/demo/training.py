@@ -139,7 +139,7 @@ def measure(features: Tensor, sizes: Sizes, seed: int, report: Progress) -> Resu
             outcomes[arm.name].append(outcome)
     report(0.98, "the toy")
     toys = {
-        name: tensor_toy(clamp=clamp, generator=torch.Generator().manual_seed(seed), steps=500)
+        name: tensor_toy(clamp=clamp, generator=torch.Generator().manual_seed(seed), steps=1000)
         for name, clamp in (("free", ()), ("c clamped", ("c",)), ("b, c clamped", ("b", "c")))
     }
     report(1.0, "done")
