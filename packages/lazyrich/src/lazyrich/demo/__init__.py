@@ -33,7 +33,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(30, 140, 9.0, 150, 40, 300, 20, 20, (60, 1, 1000)),
-    "laptop": Sizes(100, 450, 30.0, 3000, 150, 2000, 200, 1000, (1000, 4, 20_000)),
+    "laptop": Sizes(100, 450, 30.0, 3000, 150, 2000, 200, 2000, (1000, 4, 20_000)),
     "paper": Sizes(100, 550, 2.0, 100_000, 150, 2000, 1000, 20_000, (1500, 8, 40_000)),
 }
 
@@ -93,7 +93,7 @@ def demo(
             "model": "two-layer polynomial network of infinite width, exact, not centred; MLP 784-100-10 with centred "
             "output scale",
             "budget": f"full-batch gradient descent, eta = {sizes.eta:g} / alpha^2, {sizes.steps:,} steps in every "
-            f"arm; digits: {sizes.digit_steps:,} steps at half the largest stable rate of the first kernel / alpha^2",
+            f"arm; digits: {sizes.digit_steps:,} steps at a quarter of the first kernel's stable rate / alpha^2",
         },
         "metrics": METRICS,
         "rows": rows,

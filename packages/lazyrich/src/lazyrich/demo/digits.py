@@ -65,7 +65,7 @@ def _trained(
         network = nn.Sequential(nn.Linear(784, 100), nn.Tanh(), nn.Linear(100, 10)).to(device)
     largest = torch.linalg.eigvalsh(ntk_gram(network, x, mode="full")).max()
     model = OutputScale(network, alpha, centered=True)
-    rate = scaled_lr(0.5 * y.numel() * 10 / float(largest), alpha)  # stable up to n c / lambda_max
+    rate = scaled_lr(0.25 * y.numel() * 10 / float(largest), alpha)  # stable up to n c / lambda_max
     parameters = [p for p in model.parameters() if p.requires_grad]
     meter = LazyMeter(model, x, y, x_test=test[0], y_test=test[1], loss="mse")
     wanted = {0, steps, *(round(10 ** (j / 4)) for j in range(1 + int(4 * math.log10(steps))))}
