@@ -145,6 +145,10 @@ def test_dropout_stands_before_the_last_layer_in_training_alone():
     assert not torch.equal(model(x), model(x))
     assert all(torch.equal(*pair) for pair in zip(model.predict(x), model.predict(x), strict=True))
     assert model.training
+    with torch.no_grad():  # the last hidden layer is all ones, whatever comes before it
+        model.weights[-2].zero_()
+        model.biases[-2].fill_(1)
+    assert not torch.equal(model(x), model(x))
     with torch.no_grad():
         model.weights[-1].zero_()
     assert torch.equal(model.nll(x, a), model.nll(x, a))
@@ -375,8 +379,10 @@ def test_bad_inputs_are_named():
     assert model.predict(x[:0])[0].shape == (0, 2)
 
 
-def test_each_members_own_windows_give_what_that_member_gives():
-    model, x = make(members=2).eval(), inputs()[0]
+@pytest.mark.parametrize("network", [None, nn.Linear])
+def test_each_members_own_windows_give_what_that_member_gives(network):
+    torch.manual_seed(0)
+    model, x = make(members=2, network=network).eval(), inputs()[0]
     other = inputs(seed=5)[0]
     found = model(torch.stack([x, other]))
     torch.testing.assert_close(found[0], model(x)[0])

@@ -252,8 +252,8 @@ def from_arrays(
     An episode ends after every terminal and every timeout, and where the id changes. A rest without an end was cut off.
     Episodes are views: nothing is copied.
 
-    Gymnasium's vector environments that reset at the step after an end (`AutoresetMode.NEXT_STEP`) log one step an episode
-    whose action was ignored: leave these rows out, they teach a wrong action.
+    Gymnasium's vector environments that reset at the step after an end (`AutoresetMode.NEXT_STEP`) log one step an
+    episode whose action was ignored: leave these rows out, they teach a wrong action.
 
     Args:
         observations: (M, S).
