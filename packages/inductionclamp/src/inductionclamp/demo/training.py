@@ -41,11 +41,12 @@ class Sizes:
     dim: int = 64
     batch: int = 64
     learning_rate: float = 1e-4
+    toy_steps: int = 1000
     source: str = "50 classes of one MNIST image each, 128 random projections; 100 held-out classes"
 
 
 SIZES = {
-    "smoke": Sizes(steps=8, models=1, after=0),
+    "smoke": Sizes(steps=8, models=1, after=0, toy_steps=50),
     "laptop": Sizes(steps=2400, models=2, after=150),
     "paper": Sizes(
         steps=12500,
@@ -139,7 +140,7 @@ def measure(features: Tensor, sizes: Sizes, seed: int, report: Progress) -> Resu
             outcomes[arm.name].append(outcome)
     report(0.98, "the toy")
     toys = {
-        name: tensor_toy(clamp=clamp, generator=torch.Generator().manual_seed(seed), steps=1000)
+        name: tensor_toy(clamp=clamp, generator=torch.Generator().manual_seed(seed), steps=sizes.toy_steps)
         for name, clamp in (("free", ()), ("c clamped", ("c",)), ("b, c clamped", ("b", "c")))
     }
     report(1.0, "done")
