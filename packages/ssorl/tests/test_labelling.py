@@ -69,6 +69,8 @@ def test_some_missing_steps_are_filled_where_they_miss():
     np.testing.assert_array_equal(found.actions[~found.proxy_mask], actions[[0, 2, 3, 5]])
     assert np.isfinite(found.actions).all()
     assert found.actions.dtype == np.float32
+    among = label_episodes(idm(), [*linear_episodes((5, 3), hidden=(1,)), episode, *linear_episodes((4,))])[2]
+    np.testing.assert_allclose(among.actions, found.actions, rtol=1e-5, atol=1e-6)
     (every,) = label_episodes(idm(), [episode], keep_true=False)
     assert every.proxy_mask.all()
     assert not np.array_equal(every.actions[0], actions[0])

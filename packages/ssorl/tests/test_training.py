@@ -7,6 +7,7 @@ from torch import nn
 from ssorl import (
     Episode,
     InverseDynamics,
+    LabelledEpisode,
     fit_idm,
     hide_actions,
     label_episodes,
@@ -14,6 +15,7 @@ from ssorl import (
     label_quality,
     self_train,
 )
+from ssorl.training import _mean_uncertainty
 
 
 def idm(obs_dim=3, act_dim=2, *, seed=0, **options):
@@ -188,9 +190,11 @@ def test_partly_labelled_discrete_and_unfollowed_steps():
         found.append(Episode(place[:-1, None], np.zeros(length), True, actions=index, action_mask=known))
     model = idm(1, 3, discrete=True)
     report = fit(model, found, rate=3e-2)
-    used = [e for e, name in zip(found, (30, 22, 41, 17), strict=True)]
-    total = sum(int(e.known[:-1].sum()) for e in used)
-    assert report.train_steps < total
+    followed = sum(int(e.known[:-1].sum()) for e in found)
+    assert report.train_steps < followed
+    assert fit(idm(1, 3, discrete=True), found, steps=1, val_fraction=0).train_steps == followed
+    cloning = fit(idm(1, 3, discrete=True, next_state=False), found, steps=1, val_fraction=0)
+    assert cloning.train_steps == sum(int(e.known.sum()) for e in found)
     labelled = label_episodes(model, found)
     hidden = [
         (e.actions[:-1][~s.known[:-1]], s.actions[:-1][~s.known[:-1]])
@@ -229,6 +233,14 @@ def test_self_training_moves_the_surest_first_and_never_holds_out_proxies():
     )
     doubt = {e.id: e.uncertainty.mean() for e in label_episodes(first, given)[3:]}
     assert set(report.moved[0]) == set(sorted(doubt, key=doubt.get)[:2])
+
+
+def test_an_episode_is_as_sure_as_its_proxies_that_have_a_successor():
+    given = {"actions": [[0.0]] * 4, "proxy_mask": [False, True, True, True]}
+    sure = LabelledEpisode(np.zeros((4, 1)), np.zeros(4), False, uncertainty=[0.0, 1.0, 3.0, np.inf], **given)
+    assert _mean_uncertainty(sure) == 2
+    unknown = LabelledEpisode(np.zeros((4, 1)), np.zeros(4), False, uncertainty=[0.0] + [np.inf] * 3, **given)
+    assert _mean_uncertainty(unknown) == np.inf
 
 
 def test_a_million_transitions_fit_within_the_memory_of_their_arrays():

@@ -62,6 +62,13 @@ def test_moments_are_those_of_all_observations_far_from_zero():
     np.testing.assert_allclose(step.numpy(), np.sqrt((moves**2).mean(0)), rtol=1e-9)
 
 
+def test_a_step_without_a_successor_is_no_step_between_states():
+    cut = Episode(np.array([[0.0], [2.0], [4.0]]), [0, 0, 0], False)
+    whole = Episode(np.array([[0.0], [4.0]]), [0], False)
+    _, _, step = StateTable([cut, whole]).moments()
+    assert float(step) == pytest.approx(np.sqrt((4 + 4 + 16) / 3))
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float64])
 def test_large_numbers_keep_their_digits(dtype):
     states = np.array([[10**9], [10**9 + 1], [10**9 + 2]], dtype)
