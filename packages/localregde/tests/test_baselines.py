@@ -70,3 +70,19 @@ def test_global_reg_of_a_tuple_is_that_of_its_parts_joined():
         **options,
     )
     assert parts.reg.item() == pytest.approx(whole.reg.item(), rel=1e-9)
+
+
+def test_energy_in_inference_mode_and_half_precision():
+    func, z0, t = mlp(), state(), times(0.0, 1.0)
+    wanted = taylor_reg(func, z0, t, order=2).reg.item()
+    with torch.inference_mode():
+        found = taylor_reg(func, z0.clone(), t, order=2).reg
+    assert wanted > 0
+    assert found.item() == pytest.approx(wanted, rel=1e-12)
+    with torch.no_grad():
+        assert taylor_reg(func, z0, t, order=2).reg.item() == pytest.approx(wanted, rel=1e-12)
+    half = mlp(dtype=torch.bfloat16)
+    result = taylor_reg(half, z0.bfloat16(), t.float(), order=2, atol=1e-1, rtol=1e-1)
+    assert result.solution.dtype == torch.bfloat16
+    assert result.reg.dtype == torch.float32
+    assert result.reg.item() == pytest.approx(wanted, rel=0.1)

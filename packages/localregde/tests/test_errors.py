@@ -3,11 +3,12 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers import mlp, state, times
 from torch import nn
-from torchdiffeq import odeint_adjoint
+from torchdiffeq import odeint, odeint_adjoint
 
 from localregde import (
     LocalRegularizer,
@@ -20,6 +21,7 @@ from localregde import (
     insert_time,
     local_reg_sde,
     local_step,
+    local_step_sde,
     sample_tau,
     steer_end,
     taylor_reg,
@@ -178,6 +180,7 @@ def test_drawn_times():
         (lambda: taylor_reg(mlp(), (state(),), T), "z0 must be a tensor"),
         (lambda: exponential_weight(0.0, 1.0, 10), "w0 must be"),
         (lambda: exponential_weight(1.0, 1.0, 0), "total must be"),
+        (lambda: exponential_weight(1.0, 1.0, 0.5), "total must be a whole number"),
         (lambda: constant_weight(-1.0), "w must be at least 0"),
         (lambda: TimeMLP(0, 3), "dim and hidden must be at least 1"),
         (lambda: taylor_reg(lambda t, z: z, state(), T, odeint=odeint_adjoint), "func must be a module"),
@@ -196,3 +199,108 @@ def test_kinds():
     with pytest.raises(TypeError, match=r"z0\[0\] must be a tensor, got list"):
         solve(z0=([1.0, 2.0],))
     assert isinstance(LocalRegularizer(), nn.Module)
+
+
+def anything(t, z):
+    return 0.5 * z if z.is_floating_point() or z.is_complex() else -z.float()
+
+
+@pytest.mark.parametrize(
+    ("z", "says"),
+    [
+        (torch.ones(2, 3, dtype=torch.long), "z must be real floating-point numbers, got torch.int64"),
+        (torch.ones(2, 3, dtype=torch.bool), "z must be real floating-point numbers, got torch.bool"),
+        (torch.ones(2, 3, dtype=torch.complex64), "z must be real floating-point"),
+        (torch.ones(0, 3), "z must not be empty"),
+    ],
+)
+def test_states_of_one_step(z, says):
+    """An integer state would round the step itself to zero."""
+    for use in (
+        lambda: local_step(anything, 0.0, z, 0.1),
+        lambda: initial_step(anything, 0.0, z),
+        lambda: local_step_sde(anything, anything, 0.0, z, 0.1, z, z),
+    ):
+        with pytest.raises(ValueError, match=says):
+            use()
+
+
+@pytest.mark.parametrize("z0", [None, 1.0, [1.0], np.ones((4, 3)), {"z": torch.ones(3)}, [torch.ones(3)]])
+def test_states_of_another_kind(z0):
+    for use in (
+        lambda: LocalRegularizer().solve(mlp(), z0, T),
+        lambda: LocalRegularizer().eval().solve(mlp(), z0, T),
+        lambda: LocalRegularizer().solve_event(mlp(), z0, T[0], event_fn=lambda t, z: t - 1),
+        lambda: global_error_reg(mlp(), z0, T),
+        lambda: taylor_reg(mlp(), z0, T),
+    ):
+        with pytest.raises(TypeError, match=r"^z0 must be a tensor or a tuple of tensors"):
+            use()
+    with pytest.raises(ValueError, match="z0 must not be empty"):
+        solve(())
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_what_a_solve_gets_from_the_dynamics(train):
+    """torchdiffeq joins the parts of a tuple, so that swapped ones of the same total size would pass it."""
+    regularizer, z = LocalRegularizer().train(train), state()
+    for returned in (lambda z: z[:, :1], lambda z: (z,), lambda z: z.sum()):
+        for use in (
+            lambda: regularizer.solve(lambda t, y: returned(y), z, T),  # noqa: B023
+            lambda: global_error_reg(lambda t, y: returned(y), z, T),  # noqa: B023
+            lambda: taylor_reg(lambda t, y: returned(y), z, T),  # noqa: B023
+        ):
+            with pytest.raises(ValueError, match=r"func must return the shape of the state, \(4, 3\)"):
+                use()
+    with pytest.raises(ValueError, match="func must return the shape of the state"):
+        regularizer.solve(lambda t, parts: (parts[1], parts[0]), (z, z[:, :1]), T)
+    with pytest.raises(ValueError, match="func must return a tuple of 2 tensors"):
+        regularizer.solve(lambda t, parts: parts[0], (z, z), T)
+
+
+def test_scalars_and_first_stages():
+    z, column = state(), torch.full((4, 1), 0.1)
+    for use, name in (
+        (lambda: local_step(anything, column, z, 0.1), "tau"),
+        (lambda: local_step(anything, 0.0, z, column), "h"),
+        (lambda: initial_step(anything, column, z), "t"),
+        (lambda: local_step_sde(anything, anything, column, z, 0.1, z, z), "tau"),
+        (lambda: local_step_sde(anything, anything, 0.0, z, column, z, z), "h"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} must be a number or a 0-dim tensor"):
+            use()
+    for use, name in (
+        (lambda: local_step(anything, 0.0, z, 0.1, k1=z[0]), "k1"),
+        (lambda: initial_step(anything, 0.0, z, f0=z[0]), "f0"),
+        (lambda: local_step_sde(anything, anything, 0.0, z, 0.1, z[0], z), "dw"),
+        (lambda: local_step_sde(anything, anything, 0.0, z, 0.1, z, z[0]), "dz"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} must have the shape"):
+            use()
+    with pytest.raises(ValueError, match="tau must be one time"):
+        insert_time(T, torch.tensor([0.1, 0.2]))
+
+
+def test_settings_hidden_in_a_partial():
+    for settings in ({"atol": 1e-2}, {"rtol": 1e-2}, {"method": "bosh3"}):
+        hidden = functools.partial(odeint, **settings)
+        (name,) = settings
+        with pytest.raises(ValueError, match=f"{name} must be given to global_error_reg"):
+            global_error_reg(mlp(), state(), T, odeint=hidden)
+    with pytest.raises(ValueError, match="rtol must be given to taylor_reg"):
+        taylor_reg(mlp(), state(), T, odeint=functools.partial(odeint, rtol=1e-2))
+
+
+def test_half_precision_has_no_stiffness():
+    func, z = mlp(dtype=torch.float32), state(dtype=torch.float32)
+    regularizer = LocalRegularizer("stiffness", atol=1e-2, rtol=1e-2)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ValueError, match="kind='stiffness' needs"),
+    ):
+        regularizer.solve(func, z, T.float())
+
+
+def test_event_functions():
+    with pytest.raises(TypeError, match="event_fn must be a function"):
+        LocalRegularizer().solve_event(mlp(), state(), T[0], event_fn=None)

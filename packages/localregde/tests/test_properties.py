@@ -133,3 +133,11 @@ def test_time_stands_beside_every_layer():
     for row in range(2):
         assert torch.allclose(rows[row], func(t[row, 0], z)[row])
     assert not torch.allclose(rows[0], rows[1])
+
+
+def test_integer_ends():
+    ends = torch.tensor(2), torch.tensor(5)
+    drawn = [sample_tau(*ends, generator=seeded(seed)) for seed in range(20)]
+    assert {tau.dtype for tau in drawn} == {DOUBLE}
+    assert len({round(tau.item(), 6) for tau in drawn}) == 20
+    assert sample_tau(torch.tensor(0), 0.5, generator=seeded()) < 0.5

@@ -17,6 +17,7 @@ from localregde import (
     local_step,
     tolerance_floor,
 )
+from localregde.recording import solver_kind
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-6}
 T = times(0.0, 0.4, 1.0, 1.5)
@@ -459,3 +460,10 @@ def test_autocast_around_the_whole_solve():
     assert result.reg.dtype == torch.float32
     result.reg.backward()
     assert func.layers[0].weight.grad.isfinite().all()
+
+
+def test_a_method_not_known_here_gets_no_further_output_time():
+    """A newer torchdiffeq may have fixed grids of other names."""
+    assert solver_kind(odeint, {"method": "trapezoid"}).fixed_grid
+    assert not solver_kind(odeint, {}).fixed_grid
+    assert not solver_kind(lambda *given: None, {"method": "tsit5"}).fixed_grid

@@ -286,3 +286,25 @@ def test_it_compiles_whole():
 def test_the_floor_is_that_of_the_coarsest():
     assert tolerance_floor(DOUBLE) == pytest.approx(10 * 2**-52)
     assert tolerance_floor(torch.float32, torch.float16) == pytest.approx(10 * 2**-10)
+
+
+def test_half_precision_does_not_round_the_step():
+    z = state(dtype=torch.float32).bfloat16()
+    step = local_step(lambda t, y: y, 0.0, z, 0.1, atol=1.0, rtol=1e-9)
+    wide = local_step(lambda t, y: y.bfloat16().float(), 0.0, z.float(), 0.1, atol=1.0, rtol=1e-9)
+    # The inner states are rounded alike, so that all is as in single precision; 0.1 in bfloat16 is 0.1001.
+    assert step.error.item() == pytest.approx(wide.error.item(), rel=1e-5)
+    # 1e-8 in float16 is 0.
+    tiny = local_step(lambda t, y: torch.full_like(y, 5e4), 0.0, torch.full((3,), 1e-3).half(), 1e-8)
+    assert tiny.y1[0].item() == pytest.approx(1.5e-3, rel=1e-3)
+
+
+def test_stiffness_is_that_of_where_the_dynamics_were_evaluated():
+    """At an offset of 1e4 the inner states are rounded to 1e-3; their slope is exact all the same."""
+    z = state(64, dtype=torch.float32) + 1e4
+    step = local_step(lambda t, y: -(y - 1e4), 0.0, z, 0.1)
+    assert step.stiffness.item() * 3.5068 == pytest.approx(1, rel=1e-6)
+
+
+def test_no_room_is_no_step():
+    assert initial_step(lambda t, z: -z, 1.0, state(), until=1.0) == 0

@@ -12,9 +12,9 @@ from torch import Tensor
 
 def checked_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Return a string that is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return str(value)
+    return value
 
 
 def checked_number(name: str, value: Any, *, positive: bool = False) -> float:
@@ -52,3 +52,37 @@ def checked_state(name: str, z: Any, *, finite: bool = True) -> Tensor:
     if finite and not bool(torch.isfinite(z).all()):
         raise ValueError(f"{name} must be finite, got NaN or infinite entries")
     return z
+
+
+def checked_start(z0: Any) -> Any:
+    """Return an initial state: a tensor as above, or a tuple of such."""
+    if isinstance(z0, tuple):
+        if not z0:
+            raise ValueError("z0 must not be empty, got ()")
+        for number, part in enumerate(z0):
+            checked_state(f"z0[{number}]", part)
+    elif isinstance(z0, Tensor):
+        checked_state("z0", z0)
+    else:
+        raise TypeError(f"z0 must be a tensor or a tuple of tensors, got {type(z0).__name__}")
+    return z0
+
+
+def checked_return(name: str, found: Any, z: Any) -> Any:
+    """Return what dynamics gave if it has the shape of the state, part by part; it would broadcast else."""
+    if isinstance(z, Tensor):
+        return checked_shape(name, found, z, "return")
+    if not isinstance(found, (tuple, list)) or len(found) != len(z):
+        told = type(found).__name__
+        raise ValueError(f"{name} must return a tuple of {len(z)} tensors as the state is, got {told}")
+    for one, part in zip(found, z, strict=True):
+        checked_shape(name, one, part, "return")
+    return found
+
+
+def checked_shape(name: str, found: Any, z: Tensor, verb: str = "have") -> Tensor:
+    """Return a tensor that has the shape of the state."""
+    if not isinstance(found, Tensor) or found.shape != z.shape:
+        told = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{name} must {verb} the shape of the state, {tuple(z.shape)}, got {told}")
+    return found

@@ -8,8 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localregde._checks import checked_choice, checked_number, checked_state, checked_times
-from localregde.recording import Recorder, Solver, State, checked_solver, flatten, recorded, solver_kind
+from localregde._checks import checked_choice, checked_number, checked_start, checked_times
+from localregde.recording import (
+    Recorder,
+    Solver,
+    State,
+    agreed,
+    checked_solver,
+    flatten,
+    recorded,
+    solver_kind,
+)
 from localregde.regularizer import LocalRegResult
 from localregde.steps import combination, error_norm, stiffness_estimate, work_dtype
 from localregde.tableaus import TABLEAUS, Tableau
@@ -52,7 +61,8 @@ def global_error_reg(
         As of `LocalRegularizer.solve`, without `tau` and `h`.
 
     Raises:
-        ValueError: If an argument is none of the above, or `odeint` is an adjoint method.
+        TypeError: If `t` or `z0` is no tensor of the right kind.
+        ValueError: If an argument is none of the above, or `odeint` is an adjoint method or has settings of its own.
 
     Examples:
         >>> result = global_error_reg(lambda t, z: -z, torch.ones(4), torch.tensor([0.0, 1.0]))
@@ -66,10 +76,11 @@ def global_error_reg(
         raise ValueError(f"method must be 'dopri5' for kind='stiffness', got {method!r}")
     for name, value in (("atol", atol), ("rtol", rtol)):
         checked_number(name, value, positive=True)
-    for part in (z0,) if isinstance(z0, Tensor) else z0:
-        checked_state("z0", part)
+    checked_start(z0)
     odeint = checked_solver(odeint)
-    if solver_kind(odeint, solver_options).adjoint:
+    seen = solver_kind(odeint, solver_options)
+    agreed(seen, "global_error_reg", atol=atol, rtol=rtol, method=method)
+    if seen.adjoint:
         raise ValueError("odeint must not be an adjoint method: it has no graph of the solver's stages")
     main = Recorder(keep="all", forward=bool(t[1] > t[0]), stages=True)
     with main.on():
@@ -91,7 +102,10 @@ def _of_step(main: Recorder, index: int, tableau: Tableau, kind: str, atol: floa
     k = tuple(one.to(dtype) for one in (first, *main.tried[index + 1][: len(tableau.nodes) - 1]))
     h = main.size(index).to(device=state.device, dtype=dtype)
     if kind == "stiffness":
-        return stiffness_estimate(k, h, tableau)
+        last, before_it = tableau.stages[-1], (*tableau.stages[-2], 0.0)
+        # The solver's inner states are not told; as a difference of weights an offset cannot cancel theirs away.
+        gap = combination([a - b for a, b in zip(last, before_it, strict=True)], k[:-1])
+        return stiffness_estimate(k, h * gap, tableau)
     before = state.to(dtype)
     after = before + h * combination(tableau.solution, k)
     return error_norm(h * combination(tableau.error, k), before, after, atol, rtol) * h.abs()
@@ -131,15 +145,19 @@ def steer_end(t: Tensor, b: float, *, generator: torch.Generator | None = None) 
 class _TaylorDynamics(nn.Module):
     """The dynamics with one more state: the integral of the squared K-th derivative of the trajectory."""
 
-    def __init__(self, func: Func, order: int) -> None:
+    def __init__(self, func: Func, order: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.func = func
+        self.dtype = dtype
         self.order = order
 
     def forward(self, t: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         grad, total = torch.is_grad_enabled(), state[1]
-        with torch.enable_grad():
-            t, z = (one if one.requires_grad else one.detach().requires_grad_() for one in (t, state[0]))
+        with torch.inference_mode(False), torch.enable_grad():
+            # The integral is kept in float32 at least, and the solver joins the two; the dynamics get what they know.
+            t, z = t.to(self.dtype), state[0].to(self.dtype)
+            # A clone and not a view: tensors of inference mode have no gradient.
+            t, z = (one if one.requires_grad else one.clone().requires_grad_() for one in (t, z))
             speed = derivative = self.func(t, z)
             for _ in range(self.order - 1):
                 derivative = _along(derivative, t, z, speed)
@@ -191,7 +209,8 @@ def taylor_reg(
         As of `LocalRegularizer.solve`, without `tau`, `h` and `num_steps`.
 
     Raises:
-        ValueError: If `order` is not 1, 2 or 3, or `z0` is a tuple.
+        TypeError: If `t` or `z0` is no tensor of the right kind.
+        ValueError: If `order` is not 1, 2 or 3, `z0` is a tuple, or tolerances are given twice.
 
     Examples:
         >>> z0, t = torch.ones(4, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -202,18 +221,19 @@ def taylor_reg(
     t = checked_times(t)
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
-    if not isinstance(z0, Tensor):
+    if isinstance(z0, tuple):
         raise ValueError("z0 must be a tensor: the derivatives of a tuple are not implemented")
-    checked_state("z0", z0)
+    checked_start(z0)
     for name, value in (("atol", atol), ("rtol", rtol)):
         checked_number(name, value, positive=True)
     odeint = checked_solver(odeint)
     kind = solver_kind(odeint, solver_options)
+    agreed(kind, "taylor_reg", atol=atol, rtol=rtol)
     if kind.adjoint and not isinstance(func, nn.Module) and "adjoint_params" not in kind.settings:
         raise ValueError("func must be a module for an adjoint method, or adjoint_params must be given")
     main = Recorder(forward=bool(t[1] > t[0]))
     with main.on():
-        augmented = _TaylorDynamics(recorded(func, main, steps=False), int(order))
+        augmented = _TaylorDynamics(recorded(func, main, steps=False), int(order), z0.dtype)
         start = (z0, torch.zeros((), dtype=work_dtype(z0), device=z0.device))
         solution, integral = odeint(augmented, start, t, atol=atol, rtol=rtol, **solver_options)
-    return LocalRegResult(solution, integral[-1].abs(), None, None, main.calls, 0, None)
+    return LocalRegResult(solution.to(z0.dtype), integral[-1].abs(), None, None, main.calls, 0, None)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localregde._checks import checked_return
+
 State = Tensor | tuple[Tensor, ...]
 Solver = Callable[..., Any]
 
@@ -110,7 +112,7 @@ class _RecordedModule(nn.Module):
             self._is_replica = True
 
     def forward(self, t: Tensor, z: Any) -> Any:
-        found = self.func(t, z)
+        found = checked_return("func", self.func(t, z), z)
         self.recorder.evaluated(found)
         return found
 
@@ -123,7 +125,7 @@ class _RecordedFunction:
         self.recorder = recorder
 
     def __call__(self, t: Tensor, z: Any) -> Any:
-        found = self.func(t, z)
+        found = checked_return("func", self.func(t, z), z)
         self.recorder.evaluated(found)
         return found
 
@@ -170,8 +172,8 @@ class SolverKind:
 
     @property
     def fixed_grid(self) -> bool:
-        """Whether it steps onto the output times, so that one more would change its solution."""
-        return self.method in FIXED_GRID
+        """Whether it may step onto the output times, so that one more would change its solution."""
+        return self.method in FIXED_GRID or (self.known and self.method not in (*ADAPTIVE, "scipy_solver"))
 
     @property
     def adaptive(self) -> bool:
@@ -182,6 +184,13 @@ class SolverKind:
     def tells_steps(self) -> bool:
         """Whether it may have torchdiffeq's callbacks."""
         return self.method != "scipy_solver"
+
+
+def agreed(kind: SolverKind, owner: str, **ours: Any) -> None:
+    """Hold settings that are given twice to be the same ones: the solver would take one of them silently."""
+    for name, value in ours.items():
+        if kind.settings.get(name, value) != value:
+            raise ValueError(f"{name} must be given to {owner}, which passes it on; got two values")
 
 
 def torchdiffeq() -> Any:

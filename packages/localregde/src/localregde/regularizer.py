@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from localregde._checks import checked_choice, checked_number, checked_state, checked_times
+from localregde._checks import checked_choice, checked_number, checked_start, checked_state, checked_times
 from localregde.recording import (
     Recorder,
     Solver,
     SolverKind,
     State,
+    agreed,
     checked_solver,
     flat_dynamics,
     flatten,
@@ -157,12 +158,13 @@ class LocalRegularizer(nn.Module):
             TypeError: If `t` or `z0` is no tensor of the right kind.
             ValueError: If `t` is not strictly monotone or has fewer than two points, `z0` is empty, an integer or not
                 finite, tolerances are given twice, `func` returns another shape, the solver does not tell its steps
-                although they are needed, or it steps onto every output time without this being known.
+                although they are needed, it steps onto every output time without this being known, or the stiffness
+                of dynamics in half precision is asked for.
 
         Warns:
             UserWarning: If `func` holds layers that take statistics of the batch: they see some more batches.
         """
-        t = checked_times(t)
+        t, z0 = checked_times(t), checked_start(z0)
         solve, kind = self._solver(odeint, solver_options)
         main, local = self._recorders(t)
         watched = recorded(func, main, steps=kind.tells_steps, accepts=kind.adaptive)
@@ -170,7 +172,7 @@ class LocalRegularizer(nn.Module):
             with main.on():
                 solution = solve(watched, z0, t)
             return _plain(solution, z0, main)
-        _check_start(func, z0)
+        _warn_of_statistics(func)
         start, end = t.detach()[0], t.detach()[-1]
         if self.sampling == "biased":
             with main.on():
@@ -225,16 +227,19 @@ class LocalRegularizer(nn.Module):
             As of `solve`, with `event_time`; the solution is (2, ...), the state at `t0` and at the event.
 
         Raises:
-            TypeError: If `t0` or `z0` is no tensor of the right kind.
+            TypeError: If `t0` or `z0` is no tensor of the right kind, or `event_fn` no function.
             ValueError: As of `solve`.
         """
         if not isinstance(t0, Tensor) or not t0.is_floating_point() or t0.numel() != 1:
             raise TypeError(f"t0 must be a tensor of one floating-point time, got {t0!r}")
+        if not callable(event_fn):
+            raise TypeError(f"event_fn must be a function of time and state, got {event_fn!r}")
+        checked_start(z0)
         solve, kind = self._solver(odeint, solver_options)
         main, local = Recorder(keep="all", forward=not reverse_time), Recorder()
         watched = recorded(func, main, steps=kind.tells_steps, accepts=kind.adaptive)
         if self.training:
-            _check_start(func, z0)
+            _warn_of_statistics(func)
         with main.on():
             event_time, solution = torchdiffeq().odeint_event(
                 watched, z0, t0, event_fn=event_fn, reverse_time=reverse_time, odeint_interface=solve
@@ -257,11 +262,7 @@ class LocalRegularizer(nn.Module):
     def _solver(self, odeint: Solver | None, options: dict[str, Any]) -> tuple[Solver, SolverKind]:
         odeint = checked_solver(odeint)
         kind = solver_kind(odeint, options)
-        for name, ours in (("atol", self.atol), ("rtol", self.rtol)):
-            if kind.settings.get(name, ours) != ours:
-                raise ValueError(
-                    f"{name} must be given to LocalRegularizer, which passes it on; got two values"
-                )
+        agreed(kind, "LocalRegularizer", atol=self.atol, rtol=self.rtol)
         if "event_fn" in options:
             raise ValueError("event_fn must be given to solve_event")
         return functools.partial(odeint, **{"atol": self.atol, "rtol": self.rtol} | options), kind
@@ -276,8 +277,14 @@ class LocalRegularizer(nn.Module):
         """One differentiable step from (tau, z), both constants, and its size."""
         state, flat = checked_state("the state at tau", flatten(z).detach()), flat_dynamics(func, z0)
         with local.on():
-            k1 = evaluate(flat, as_time(tau, state), state)
-            rtol = max(self.rtol, tolerance_floor(state.dtype, k1.dtype))
+            k1 = evaluate(flat, as_time("tau", tau, state), state)
+            floor = tolerance_floor(state.dtype, k1.dtype)
+            if self.kind == "stiffness" and floor > 1e-3:
+                raise ValueError(
+                    "kind='stiffness' needs dynamics in float32 at least: in half precision, autocast "
+                    f"included, two stages differ by rounding alone; got {k1.dtype} for a state in {state.dtype}"
+                )
+            rtol = max(self.rtol, floor)
             if self.step == "solver" or (self.step is None and main.starts):
                 h = _own_step(main, tau, end)
             else:
@@ -352,10 +359,7 @@ def _rows(solution: Any, index: Any) -> Any:
     return solution[index] if isinstance(solution, Tensor) else tuple(part[index] for part in solution)
 
 
-def _check_start(func: Func, z0: State) -> None:
-    parts = {"z0": z0} if isinstance(z0, Tensor) else {f"z0[{i}]": part for i, part in enumerate(z0)}
-    for name, part in parts.items():
-        checked_state(name, part)
+def _warn_of_statistics(func: Func) -> None:
     if isinstance(func, nn.Module):
         for name, layer in func.named_modules():
             # The public classes of BatchNorm share this base, SyncBatchNorm too.

@@ -46,7 +46,7 @@ def sample_tau(
         generator: Where the randomness comes from, on any device; torch's own on the CPU if `None`.
 
     Returns:
-        0-dim time without gradient, in the dtype and on the device of `t0` (float64 for a number).
+        0-dim time without gradient, in the dtype and on the device of `t0` (float64 for a number or an integer).
 
     Raises:
         ValueError: If `t0` equals `t1`, one is not finite, or none of `steps` lies between them.
@@ -57,7 +57,8 @@ def sample_tau(
         >>> sample_tau(0.0, 1.0, steps=[0.0, 1.0])
         tensor(0., dtype=torch.float64)
     """
-    start = (t0 if isinstance(t0, Tensor) else torch.as_tensor(t0, dtype=torch.float64)).detach()
+    floating = isinstance(t0, Tensor) and t0.is_floating_point()
+    start = torch.as_tensor(t0, dtype=None if floating else torch.float64).detach()
     end = torch.as_tensor(t1, dtype=start.dtype, device=start.device).detach()
     if start.dim() or end.dim() or not bool(torch.isfinite(start) & torch.isfinite(end) & (start != end)):
         raise ValueError(
@@ -103,7 +104,10 @@ def insert_time(t: Tensor, tau: Tensor | float) -> InsertedTime:
         (tensor([0.0000, 0.5000, 1.0000, 2.0000]), 1, tensor([0, 2, 3]))
     """
     t = checked_times(t)
-    added = torch.as_tensor(tau, dtype=t.dtype, device=t.device).detach().reshape(1)
+    added = torch.as_tensor(tau, dtype=t.dtype, device=t.device).detach()
+    if added.numel() != 1:
+        raise ValueError(f"tau must be one time, got shape {tuple(added.shape)}")
+    added = added.reshape(1)
     before = t.detach() < added if bool(t[1] > t[0]) else t.detach() > added
     index = int(before.sum())
     rows = torch.arange(len(t), device=t.device)

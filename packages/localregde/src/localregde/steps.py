@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from localregde._checks import checked_choice, checked_number
+from localregde._checks import checked_choice, checked_number, checked_shape, checked_state
 from localregde.tableaus import TABLEAUS, Tableau
 
 __all__ = ["StepEstimate", "initial_step", "local_step", "tolerance_floor"]
@@ -74,7 +74,8 @@ def local_step(
 
     (section 3 of the paper), where g_6 is the state of stage 6 and s the stability size, 3.5068 for Tsit5. The mean is
     over every entry, those of the batch too. Nothing is detached here, nothing is checked for finiteness, and nothing
-    branches on values: it may be wrapped in `torch.func.vmap`, `torch.func.grad` and `torch.compile`.
+    branches on values: it may be wrapped in `torch.func.vmap`, `torch.func.grad` and `torch.compile`. R_S needs single
+    precision: in half, the stages that it compares differ by rounding alone.
 
     Args:
         func: The dynamics f(t, z), which return the shape of `z`.
@@ -90,7 +91,9 @@ def local_step(
         The new state, the two estimates, and the stages. An estimate of exactly zero has a gradient of zero.
 
     Raises:
-        ValueError: If `method` is unknown, a tolerance is not above 0, or `func` returns another shape.
+        TypeError: If `z` is no tensor.
+        ValueError: If `method` is unknown, a tolerance is not above 0, `z` is empty, an integer or complex, `tau` or
+            `h` is not 0-dim, or `func` or `k1` has another shape than `z`.
 
     Examples:
         >>> z = torch.tensor([1.0, 2.0], dtype=torch.float64)
@@ -103,13 +106,15 @@ def local_step(
     tableau = TABLEAUS[checked_choice("method", method, LOCAL_METHODS)]
     checked_number("atol", atol, positive=True)
     checked_number("rtol", rtol, positive=True)
-    start, step = as_time(tau, z), as_time(h, z)
-    k = stages(func, start, z, step, tableau, k1)
-    state, change = z.to(k[0].dtype), step.to(k[0].dtype)
-    # Differences of states are taken as differences of weights: an offset of the state cannot cancel them away.
+    checked_state("z", z, finite=False)
+    start, change = as_time("tau", tau, z), as_step("h", h, z)
+    k, states = stages(func, start, z, change, tableau, k1)
+    state = z.to(change.dtype)
     y1 = state + change * combination(tableau.solution, k)
     error = error_norm(change * combination(tableau.error, k), state, y1, atol, rtol) * change.abs()
-    return StepEstimate(y1.to(z.dtype), error, stiffness_estimate(k, change, tableau), k)
+    # Between the points where the dynamics were evaluated, as they were rounded there.
+    distance = states[-1].to(change.dtype) - states[-2].to(change.dtype)
+    return StepEstimate(y1.to(z.dtype), error, stiffness_estimate(k, distance, tableau), k)
 
 
 def initial_step(
@@ -139,10 +144,12 @@ def initial_step(
         f0: f(t, z) if it is known; it saves one of the 2 evaluations.
 
     Returns:
-        0-dim step, signed, in the dtype of `z` or float32 for half precision.
+        0-dim step, signed, in the dtype of `z` or float32 for half precision; 0 where `until` is `t`.
 
     Raises:
-        ValueError: If `order` or a tolerance is not above 0.
+        TypeError: If `z` is no tensor.
+        ValueError: If `order` or a tolerance is not above 0, `z` is empty, an integer or complex, `t` is not 0-dim, or
+            `func` or `f0` has another shape than `z`.
 
     Examples:
         >>> initial_step(lambda t, y: -y, 0.0, torch.ones(3), until=1.0)
@@ -150,9 +157,10 @@ def initial_step(
     """
     for name, value in (("order", order), ("atol", atol), ("rtol", rtol)):
         checked_number(name, value, positive=True)
+    checked_state("z", z, finite=False)
     with torch.no_grad():
-        start = as_time(t, z)
-        f0 = (evaluate(func, start, z) if f0 is None else f0).to(work_dtype(z))
+        start = as_time("t", t, z)
+        f0 = (evaluate(func, start, z) if f0 is None else checked_shape("f0", f0, z)).to(work_dtype(z))
         state = z.detach().to(f0.dtype)
         room = None if until is None else _gap(t, until, f0)
         sign = torch.ones((), dtype=f0.dtype, device=z.device) if room is None else room.sign()
@@ -164,7 +172,7 @@ def initial_step(
         if room is not None:
             h0 = torch.minimum(h0, room.abs())
         f1 = evaluate(func, start + (sign * h0).to(start.dtype), (state + sign * h0 * f0).to(z.dtype))
-        d2 = rms((f1.to(f0.dtype) - f0) / scale) / h0
+        d2 = rms((f1.to(f0.dtype) - f0) / scale) / torch.where(h0 > 0, h0, tiny)
         steep = torch.maximum(d1, d2)
         flat = steep <= 1e-15
         guarded = torch.where(flat, torch.ones_like(steep), steep)
@@ -177,10 +185,9 @@ def advance(func: Dynamics, t: Tensor, z: Tensor, h: Tensor) -> Tensor:
     """The state one Tsit5 step later, without gradient: 6 evaluations."""
     tableau = TABLEAUS["tsit5"]
     with torch.no_grad():
-        step = as_time(h, z)
-        k = stages(func, as_time(t, z), z, step, tableau, None, count=6)
-        weights = tableau.solution[:6]
-        return (z.to(k[0].dtype) + step.to(k[0].dtype) * combination(weights, k)).to(z.dtype)
+        step = as_step("h", h, z)
+        k, _ = stages(func, as_time("t", t, z), z, step, tableau, None, count=6)
+        return (z.to(step.dtype) + step * combination(tableau.solution[:6], k)).to(z.dtype)
 
 
 def stages(
@@ -191,24 +198,19 @@ def stages(
     tableau: Tableau,
     k1: Tensor | None,
     count: int | None = None,
-) -> tuple[Tensor, ...]:
-    """Evaluate the stages one after another, in float32 at least."""
-    dtype = work_dtype(z)
-    state, step = z.to(dtype), h.to(dtype)
-    k = [(evaluate(func, t, z) if k1 is None else k1).to(dtype)]
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Evaluate the stages one after another, summed in the dtype of the step; and where they were evaluated."""
+    states = [z]
+    k = [(evaluate(func, t, z) if k1 is None else checked_shape("k1", k1, z)).to(h.dtype)]
     for node, weights in list(zip(tableau.nodes, tableau.stages, strict=True))[1:count]:
-        inner = (state + step * combination(weights, k)).to(z.dtype)
-        k.append(func(t + node * h, inner).to(dtype))
-    return tuple(k)
+        states.append((z.to(h.dtype) + h * combination(weights, k)).to(z.dtype))
+        k.append(evaluate(func, (t + node * h).to(z.dtype), states[-1]).to(h.dtype))
+    return tuple(k), states
 
 
 def evaluate(func: Dynamics, t: Tensor, z: Tensor, name: str = "func") -> Tensor:
-    """Evaluate the dynamics and hold their shape against the state's, which would broadcast else."""
-    found = func(t, z)
-    if not isinstance(found, Tensor) or found.shape != z.shape:
-        told = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"{name} must return the shape of the state, {tuple(z.shape)}, got {told}")
-    return found
+    """Evaluate the dynamics and hold their shape against the state's."""
+    return checked_shape(name, func(t, z), z, "return")
 
 
 def combination(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
@@ -229,14 +231,12 @@ def error_norm(error: Tensor, before: Tensor, after: Tensor, atol: float, rtol: 
     return rms(error / (atol + rtol * torch.maximum(before.abs(), after.abs())))
 
 
-def stiffness_estimate(k: Sequence[Tensor], h: Tensor, tableau: Tableau) -> Tensor:
+def stiffness_estimate(k: Sequence[Tensor], distance: Tensor, tableau: Tableau) -> Tensor:
     """Shampine's estimate of the dominant eigenvalue from the two stages at the end of the step."""
     assert tableau.stability_size is not None
-    last, before = tableau.stages[-1], (*tableau.stages[-2], 0.0)
-    gap = combination([a - b for a, b in zip(last, before, strict=True)], k[:-1])
-    distance = rms(h * gap)
-    unknown = distance == 0
-    ratio = rms(k[-1] - k[-2]) / torch.where(unknown, torch.ones_like(distance), distance)
+    length = rms(distance)
+    unknown = length == 0
+    ratio = rms(k[-1] - k[-2]) / torch.where(unknown, torch.ones_like(length), length)
     return torch.where(unknown, torch.zeros_like(ratio), ratio) / tableau.stability_size
 
 
@@ -250,9 +250,21 @@ def rms(x: Tensor) -> Tensor:
     return torch.where(zero, torch.zeros_like(root), scale * root)
 
 
-def as_time(value: Tensor | float, z: Tensor) -> Tensor:
+def as_time(name: str, value: Tensor | float, z: Tensor) -> Tensor:
     """A time as the dynamics get it from torchdiffeq: 0-dim, in the state's dtype and on its device."""
-    return torch.as_tensor(value, dtype=z.dtype, device=z.device)
+    return _scalar(name, value, z, z.dtype)
+
+
+def as_step(name: str, value: Tensor | float, z: Tensor) -> Tensor:
+    """A step in the dtype of the sums: half precision would round it, small ones to zero."""
+    return _scalar(name, value, z, work_dtype(z))
+
+
+def _scalar(name: str, value: Tensor | float, z: Tensor, dtype: torch.dtype) -> Tensor:
+    found = torch.as_tensor(value, dtype=dtype, device=z.device)
+    if found.dim():
+        raise ValueError(f"{name} must be a number or a 0-dim tensor, got shape {tuple(found.shape)}")
+    return found
 
 
 def _gap(t: Tensor | float, until: Tensor | float, like: Tensor) -> Tensor:

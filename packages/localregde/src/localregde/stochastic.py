@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from localregde._checks import checked_choice, checked_number, checked_state
-from localregde.steps import as_time, combination, error_norm, evaluate, work_dtype
+from localregde._checks import checked_choice, checked_number, checked_shape, checked_state
+from localregde.steps import as_step, as_time, combination, error_norm, evaluate, work_dtype
 
 __all__ = ["StochasticStep", "local_reg_sde", "local_step_sde"]
 
@@ -115,7 +115,9 @@ def local_step_sde(
         The new state and the errors, in float32 at least.
 
     Raises:
-        ValueError: If `scheme` is unknown or a field returns another shape.
+        TypeError: If `z` is no tensor.
+        ValueError: If `scheme` is unknown, `z` is empty, an integer or complex, `tau` or `h` is not 0-dim, or a field
+            or the noise has another shape than `z`.
 
     Examples:
         >>> step = local_step_sde(
@@ -125,13 +127,14 @@ def local_step_sde(
         >>> step.y1  # 1 + dW + (dW^2 - h) / 2
         tensor([1.1000])
     """
-    dtype = work_dtype(z)
+    dtype = work_dtype(checked_state("z", z, finite=False))
+    dw, dz = (checked_shape(name, noise, z) for name, noise in (("dw", dw), ("dz", dz)))
     return _SCHEMES[checked_choice("scheme", scheme, _SCHEMES)](
         _cast("drift", drift, z.dtype, dtype),
         _cast("diffusion", diffusion, z.dtype, dtype),
-        as_time(tau, z).to(dtype),
+        as_time("tau", tau, z).to(dtype),
         z.to(dtype),
-        torch.as_tensor(h, dtype=dtype, device=z.device),
+        as_step("h", h, z),
         dw.to(dtype),
         dz.to(dtype),
     )

@@ -70,7 +70,7 @@ def exponential_weight(w0: float, w1: float, total: int) -> ExponentialWeight:
         A function of the step.
 
     Raises:
-        ValueError: If an argument is not above 0.
+        ValueError: If an argument is not above 0, or `total` is no whole number.
 
     Examples:
         >>> weight = exponential_weight(100.0, 1.0, total=10)
@@ -78,4 +78,7 @@ def exponential_weight(w0: float, w1: float, total: int) -> ExponentialWeight:
         [100.0, 10.0, 1.0, 1.0]
     """
     first, last = checked_number("w0", w0, positive=True), checked_number("w1", w1, positive=True)
-    return ExponentialWeight(first, last, int(checked_number("total", total, positive=True)))
+    steps = checked_number("total", total, positive=True)
+    if steps != int(steps):
+        raise ValueError(f"total must be a whole number, got {total!r}")
+    return ExponentialWeight(first, last, int(steps))
