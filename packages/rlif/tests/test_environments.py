@@ -318,6 +318,8 @@ def test_next_observations_are_of_the_observation_space(mode):
         *_, info = envs.step(np.zeros((2, 1), np.float32))
         assert envs.observation_space.contains(info["next_observation"])
         assert info["next_observation"]["place"].tolist() == [moment] * 2
+    if tuple(map(int, gym.__version__.split(".")[:2])) < (1, 2):
+        return  # where the wrapper wants a mask for each leaf
     listed = gym.wrappers.vector.DictInfoToList(envs)
     listed.reset(seed=0)
     assert listed.step(np.zeros((2, 1), np.float32))[4][1]["next_observation"]["place"] == 1

@@ -61,8 +61,8 @@ def checked_tensor(name: str, value: Any) -> Tensor:
 
 def broadcasts(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     """Whether a shape broadcasts to the wanted one without widening it."""
-    pairs = zip(reversed(shape), reversed(wanted), strict=False)
-    return len(shape) <= len(wanted) and all(size in (1, other) for size, other in pairs)
+    behind = len(wanted) - len(shape)
+    return behind >= 0 and all(size in (1, wanted[behind + i]) for i, size in enumerate(shape))
 
 
 def wide(values: Tensor) -> Tensor:
