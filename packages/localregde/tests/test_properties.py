@@ -133,6 +133,7 @@ def test_time_stands_beside_every_layer():
     for row in range(2):
         assert torch.allclose(rows[row], func(t[row, 0], z)[row])
     assert not torch.allclose(rows[0], rows[1])
+    assert torch.equal(func(0.5, z), func(torch.tensor(0.5), z))
 
 
 def test_integer_ends():

@@ -96,9 +96,6 @@ class TimeMLP(nn.Module):
         """The derivative of `z` (..., dim) at the time `t`, 0-dim or one for each row, (..., 1)."""
         for number, layer in enumerate(self.layers):
             z = self.activation(z) if number else z
-            z = layer(
-                torch.cat(
-                    [z, torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(*z.shape[:-1], 1)], dim=-1
-                )
-            )
+            time = torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(*z.shape[:-1], 1)
+            z = layer(torch.cat([z, time], dim=-1))
         return z

@@ -18,7 +18,7 @@ __all__ = ["conditions", "demo"]
 
 # Of digits and of the oscillator.
 SIZES = {
-    "smoke": (Sizes(6, 32, 8, 1e-2, 1e-3, 0, 3), Sizes(4, 16, 8, 1e-2, 1e-3, 0, 3)),
+    "smoke": (Sizes(5, 100, 8, 1e-2, 1e-3, 0, 3), Sizes(5, 64, 8, 1e-2, 1e-3, 0, 3)),
     "laptop": (Sizes(72, 128, 64, 1e-2, 1e-5, 1), Sizes(100, 64, 32, 2e-2, 1e-4, 1)),
     "paper": (Sizes(7500, 512, 100, 1e-3, 1e-6, 2), Sizes(2000, 64, 64, 1e-2, 1e-6, 2)),
 }
