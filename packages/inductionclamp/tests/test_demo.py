@@ -3,12 +3,15 @@ import math
 
 import pytest
 import torch
+from helpers import batch_of, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inductionclamp import perfect_copy, perfect_layer1, run
 from inductionclamp.demo import conditions, demo
 from inductionclamp.demo.data import mnist
 from inductionclamp.demo.rows import shape
+from inductionclamp.demo.training import copied_losses
 
 
 @pytest.mark.demo
@@ -89,6 +92,16 @@ def test_classes_are_images_and_exemplars_are_moved_copies():
     other = torch.einsum("cf,df->cd", flat[:, 0], flat[:, 1])
     off = other[~torch.eye(12, dtype=torch.bool)].mean()
     assert own > off + 0.1
+
+
+def test_copying_read_from_the_scores_is_the_clamped_copy():
+    model, batch = small_model(), batch_of(size=7, pairs=4)
+    clamps = perfect_layer1(1)
+    _, acts = run(model, batch, clamps, record=["blocks.1.attn_pre_softmax"])
+    found = copied_losses(acts["blocks.1.attn_pre_softmax"], batch.y)
+    for head, loss in enumerate(found):
+        logits, _ = run(model, batch, [clamps, perfect_copy(1, head)])
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[:, -1], batch.y[:, -1]))
 
 
 def test_an_unknown_preset_or_a_missing_file_is_named(monkeypatch):

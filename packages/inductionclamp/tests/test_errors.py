@@ -38,6 +38,7 @@ from inductionclamp import (
     prev_token_score,
     run,
     sequence_induction_score,
+    silence_non_labels,
     sites_of,
     tensor_toy,
     time_to_threshold,
@@ -67,11 +68,19 @@ FEATURES = torch.rand(6, 2, 4)
         (induction_pattern(1, [0], label_positions=[1]), "label_positions must name 2"),
         (induction_pattern(1, [0], label_positions=[0.5]), "label_positions must be integers"),
         (induction_pattern(1, [0], labels=torch.zeros(3, 2)), "labels must hold at least two in context"),
-        (induction_pattern(1, [0], query_position=5), "rows must be below 5"),
+        (induction_pattern(1, [0], query_position=5), "query_position must be below 5"),
         (perfect_copy(1, 4), "head must be below 4, got 4"),
         (perfect_copy(1, 0, query_position=7), "query_position must be below 5"),
         (perfect_copy(1, 0, label_positions=[1]), "label_ids must name at least two"),
         (force_pattern(0, [0], torch.eye(4)), "source .* broadcast"),
+        (induction_pattern(1, [0], query_position=2), "label_positions must be from 0 to 2, got 1 to 3"),
+        (match_pattern(1, [0], query_position=-3), "label_positions must be from 0 to 2, got 1 to 3"),
+        (perfect_copy(1, 0, query_position=2), "label_positions must be from 0 to 2"),
+        (induction_pattern(1, [0], label_positions=[1, 9]), "label_positions must be from 0 to 4"),
+        (silence_non_labels(1, [0], label_positions=[-4, 1]), "label_positions must be from 0 to 4"),
+        (perfect_copy(1, 0, label_ids=[[0, 10**6]] * 3), "label_ids must be from 0 to 4"),
+        (induction_pattern(1, [0], labels=torch.zeros(3)), "labels must hold at least two in context"),
+        (match_pattern(1, [0], features=torch.zeros(3, 3)), r"features must be \[B, n \+ 1, F\]"),
     ],
 )
 def test_clamps_that_do_not_fit_the_model(clamps, says):
@@ -88,6 +97,11 @@ def test_clamps_that_do_not_fit_the_model(clamps, says):
         (lambda: Clamp("v", True), TypeError, "source must be"),
         (lambda: Clamp("v", 0.0, torch.ones(2)), TypeError, "mask must be boolean, got torch.float32"),
         (lambda: Clamp("v", 0.0, "all"), TypeError, "mask must be"),
+        (lambda: FromPass(under=[3]), TypeError, "clamps must hold Clamp"),
+        (lambda: FromPass(model="frozen"), TypeError, "model must be a torch.nn.Module"),
+        (lambda: Heads((1.5,)), TypeError, "heads must be an integer"),
+        (lambda: Heads(()), ValueError, "heads must name at least one"),
+        (lambda: Heads(None, (True,)), TypeError, "rows must be an integer"),
         (lambda: ClampSet([3]), TypeError, "clamps must hold Clamp objects, got int"),
         (lambda: ClampSet("v"), TypeError, "clamps must hold"),
         (lambda: ablate_heads(-1), ValueError, "layer must be at least 0"),
@@ -129,12 +143,97 @@ def test_arguments_of_clamps_and_recipes(make, error, says):
         [block_prev_token(1), prev_token(1, [0])],
         [block_prev_token(1, [3]), induction_pattern(1, [3])],
         [block_prev_token(0, [0]), force_pattern(0, [0], torch.eye(5))],
+        [prev_token("blocks.*", [0]), induction_pattern(1, [0])],
+        [silence_non_labels(1, [0]), match_pattern(1, [0])],
     ],
 )
 def test_clamps_that_contradict_each_other(clamps):
     with pytest.raises(ValueError, match="clamps conflict on heads"):
         ClampSet(clamps)
     ClampSet([prev_token(0, [0]), induction_pattern(1, [0]), prev_token(1, [1])])
+
+
+@pytest.mark.parametrize(
+    ("clamp", "error", "says"),
+    [
+        (
+            Clamp("blocks.0.v", 0.0, lambda context, value: torch.ones(1)),
+            TypeError,
+            "must be a boolean tensor",
+        ),
+        (Clamp("blocks.0.v", 0.0, lambda context, value: [True]), TypeError, "boolean tensor, got list"),
+        (
+            Clamp("blocks.0.v", lambda context, value: [0.0]),
+            TypeError,
+            "source .* must return a tensor, got list",
+        ),
+        (
+            Clamp("blocks.0.v", Earlier("blocks.0.q", lambda context, found, value: 0.0)),
+            TypeError,
+            "source .* must return a tensor, got float",
+        ),
+    ],
+)
+def test_what_functions_must_return(clamp, error, says):
+    with pytest.raises(error, match=says):
+        run(MODEL, BATCH, clamp)
+
+
+def test_integers_are_not_rounded_towards_a_source():
+    model = nn.Sequential(nn.Identity(), nn.Embedding(4, 2))
+    instrument(model, {"ids": "0"})
+    ids = torch.tensor([0, 1])
+    for source in (1.7, torch.tensor(1.7)):
+        with pytest.raises(ValueError, match=r"source .* must be of integers"):
+            run(model, ids, Clamp("ids", source))
+    assert torch.equal(run(model, ids, Clamp("ids", 3))[0], model[1](torch.tensor([3, 3])))
+
+
+def test_silenced_scores_never_look_ahead():
+    clamps = silence_non_labels(1, [0], query_position=0)
+    _, acts = run(MODEL, BATCH, clamps, record=["blocks.1.attn_scores"])
+    assert acts["blocks.1.attn_scores"][:, 0, 0].tolist() == [[1, 0, 0, 0, 0]] * 3
+
+
+def test_arrays_and_lists_are_labels_too():
+    name = "blocks.1.attn_scores"
+    wanted = run(MODEL, BATCH, induction_pattern(1, [0]), record=[name])[1][name]
+    for labels in (BATCH.y.tolist(), BATCH.y.numpy()):
+        found = run(MODEL, BATCH, induction_pattern(1, [0], labels=labels), record=[name])[1][name]
+        assert torch.equal(found, wanted)
+    assert torch.equal(context_positions(BATCH.y.tolist())[0], context_positions(BATCH.y)[0])
+    assert induction_strength(wanted, [1, 1, 1], [3, 3, 3]).shape == (4,)
+    assert sequence_induction_score(PATTERNS, [[1, 2, 1, 2, 1]] * 2).shape == (3,)
+    assert in_context_loss(torch.zeros(3, 5), BATCH.y.tolist()).item() == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_a_state_of_other_classes_is_refused():
+    def made(*splits, **options):
+        return FewShotSampler(torch.rand(6, 3, 4), splits, 3, (2, 1), **options)
+
+    state = made(range(3), range(3, 6)).state_dict()
+    made(range(3), range(3, 6)).load_state_dict(state)
+    for other in (
+        made(range(2), range(3, 6)),
+        made(range(3), range(3, 5)),
+        made(range(3), range(3, 6), exemplar_split=(2, 1)),
+        made(range(3), range(3, 6), context_pairs=4, burstiness=2),
+    ):
+        with pytest.raises(ValueError, match="state must be of a sampler with the same"):
+            other.load_state_dict(state)
+
+
+def test_the_head_table_sees_hooks_and_wants_a_score_for_each_sequence():
+    model = small_model()
+    with pytest.raises(ValueError, match="score must return one number for each sequence"):
+        head_ablation_table(model, BATCH, 1, score=lambda output, batch: output.mean())
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: output)
+    hooked = head_ablation_table(model, BATCH, 1, score=lambda output, batch: output[:, -1, 0])
+    wanted = head_ablation_table(MODEL, BATCH, 1, score=lambda output, batch: output[:, -1, 0])
+    torch.testing.assert_close(hooked.only, wanted.only)
+    model.blocks[1].register_forward_hook(lambda module, inputs, output: 0 * output)
+    silent = head_ablation_table(model, BATCH, 1, score=lambda output, batch: output[:, -1, 0])
+    torch.testing.assert_close(silent.only, silent.full + torch.zeros(4).double())
 
 
 def test_sources_that_were_never_produced():
@@ -191,7 +290,13 @@ def test_what_two_passes_cannot_share():
         ),
         (lambda: instrument(nn.Sequential(nn.ReLU()), {"a": "0:out"}), ValueError, r"name_map\['a'\]"),
         (lambda: instrument(3, {"a": "0"}), TypeError, "model must be a torch.nn.Module"),
-        (lambda: instrument(torch.compile(nn.ReLU()), {"a": ""}), ValueError, "before torch.compile"),
+        (
+            lambda: instrument(small_model(), {"a": "blocks.0"}),
+            ValueError,
+            "must not name its activations itself",
+        ),
+        (lambda: induction_strength(PATTERNS, [1, 9], [3, 3]), ValueError, "correct_pos must be from 0 to 4"),
+        (lambda: induction_strength(PATTERNS, [1, 1], [3, 3], 5), ValueError, "query_pos must be below 5"),
         (lambda: instrument_hf(nn.ReLU()), TypeError, "model must be a PreTrainedModel"),
         (lambda: ClampableAttention(8, 3), ValueError, "heads must divide dim = 8, got 3"),
         (lambda: ClampableAttention(6, 2), ValueError, "must be even for rotary"),
@@ -217,8 +322,8 @@ def test_what_two_passes_cannot_share():
             ValueError,
             "wrong_pos must be integers",
         ),
-        (lambda: prev_token_score(PATTERNS, [0]), ValueError, "positions must be from 1 to 4"),
-        (lambda: prev_token_score(PATTERNS[..., :1, :1]), ValueError, "positions must be from"),
+        (lambda: prev_token_score(PATTERNS, [0]), ValueError, "positions must be integers from 1 to 4"),
+        (lambda: prev_token_score(PATTERNS[..., :1, :1]), ValueError, "positions must be integers from"),
         (lambda: sequence_induction_score(PATTERNS, torch.ones(2, 4)), ValueError, "tokens must be"),
         (
             lambda: sequence_induction_score(PATTERNS, torch.arange(10).view(2, 5)),

@@ -316,6 +316,23 @@ def test_gpt2_scales_by_layer_as_it_says():
     close(acts["blocks.1.attn_scores"], wanted.attentions[1])
 
 
+def test_a_model_that_keeps_its_attention_to_itself_is_refused():
+    config = transformers.BloomConfig(hidden_size=16, n_layer=2, n_head=4, vocab_size=30)
+    model = transformers.BloomForCausalLM(config)
+    with pytest.raises(ValueError, match="must attend through transformers' AttentionInterface"):
+        instrument_hf(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_dropout_inside_attention_is_told_where_two_passes_would_differ():
+    config = transformers.LlamaConfig(attention_dropout=0.5, intermediate_size=24, **SHARED, **TOKENS)
+    model = transformers.LlamaForCausalLM(config).train()
+    instrument_hf(model)
+    with pytest.raises(ValueError, match=r"attention_dropout = 0.5"):
+        run(model, IDS, [preserve("patterns"), ablate_heads(0)])
+    run(model.eval(), IDS, [preserve("patterns"), ablate_heads(0)])
+
+
 def test_maps_with_a_soft_cap_are_refused():
     model = made(llama)
     instrument_hf(model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def checked_integer(name: str, value: Any, least: int = 0) -> int:
+def checked_integer(name: str, value: Any, least: int | None = 0) -> int:
     """Return an integer, NumPy's too, of at least `least`."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -19,12 +19,12 @@ def checked_integer(name: str, value: Any, least: int = 0) -> int:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < least:
+    if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
 
 
-def checked_integers(name: str, values: Any, least: int = 0) -> tuple[int, ...]:
+def checked_integers(name: str, values: Any, least: int | None = 0) -> tuple[int, ...]:
     """Return one or several distinct integers as a sorted tuple that is not empty."""
     if isinstance(values, Tensor):
         values = values.tolist()
@@ -46,6 +46,14 @@ def checked_float(name: str, value: Any, least: float, most: float = math.inf) -
         between = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
         raise ValueError(f"{name} must be finite and {between}, got {number}")
     return number
+
+
+def checked_tensor(name: str, value: Any) -> Tensor:
+    """Return a tensor of a tensor, an array or a list."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}") from None
 
 
 def checked_patterns(name: str, attention: Any) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inductionclamp._checks import checked_integers
+from inductionclamp.sites import fits
 
 Transform = Callable[[Any, Tensor, Tensor], Tensor]
 
@@ -52,6 +53,12 @@ class FromPass:
     under: ClampSet | None = None
     transform: Transform | None = None
     model: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if self.under is not None and not isinstance(self.under, ClampSet):
+            object.__setattr__(self, "under", ClampSet(self.under))
+        if self.model is not None and not isinstance(self.model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(self.model).__name__}")
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,8 @@ class Heads:
         rows: Positions (negative ones count from the end); None are all.
 
     Raises:
-        ValueError: At the call, if a head or row is out of range.
+        TypeError: If an index is no integer.
+        ValueError: If `heads` or `rows` is empty; at the call, if a head or row is out of range.
 
     Examples:
         >>> import torch
@@ -109,6 +117,11 @@ class Heads:
     heads: tuple[int, ...] | None
     rows: tuple[int, ...] | None = None
     _built: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "rows"):
+            if (chosen := getattr(self, name)) is not None:
+                object.__setattr__(self, name, checked_integers(name, chosen, least=None))
 
     def __call__(self, context: Any, value: Tensor) -> Tensor:
         """Return the mask, of shape [H, 1, 1] or [H, T, 1]; built once per shape and device."""
@@ -208,6 +221,9 @@ _CONFLICTS = [
     {"block", "induction"},
     {"block", "match"},
     {"block", "pattern"},
+    {"silence", "induction"},
+    {"silence", "match"},
+    {"silence", "pattern"},
     {"pattern", "previous token"},
     {"pattern", "induction"},
     {"pattern", "match"},
@@ -271,7 +287,8 @@ def _flat(clamps: Any) -> Iterator[Clamp]:
 
 def _check_conflicts(clamps: tuple[Clamp, ...]) -> None:
     for one, other in combinations(clamps, 2):
-        if {one.kind, other.kind} not in _CONFLICTS or _layer(one) != _layer(other):
+        layers = _layer(one), _layer(other)
+        if {one.kind, other.kind} not in _CONFLICTS or not (fits(*layers) or fits(*reversed(layers))):
             continue
         if one.heads is None or other.heads is None:
             shared = one.heads or other.heads or "all"

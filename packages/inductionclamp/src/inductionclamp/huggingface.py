@@ -92,6 +92,12 @@ def instrument_hf(model: nn.Module) -> SiteTable:
         hook_site(table, "pre_unembed", head, on_input=True)
         hook_site(table, "logits", head)
     model.set_attn_implementation(implementation)
+    if model.config._attn_implementation != implementation:
+        table.remove()
+        raise ValueError(
+            f"model must attend through transformers' AttentionInterface, {type(model).__name__} does not; name its "
+            "modules by instrument instead"
+        )
     table.undo = _Undo(model, before)
     model.clamp_sites = table  # type: ignore[assignment]
     return table

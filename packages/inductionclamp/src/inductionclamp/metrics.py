@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from inductionclamp._checks import checked_float, checked_integer, checked_patterns
+from inductionclamp._checks import checked_float, checked_integer, checked_patterns, checked_tensor
 from inductionclamp.clamps import Clamp
 from inductionclamp.recipes import site_name
 from inductionclamp.running import run
@@ -39,6 +39,7 @@ def context_positions(y: Tensor) -> tuple[Tensor, Tensor]:
         >>> context_positions(torch.tensor([[4, 2, 2]]))
         (tensor([[False, False, False,  True, False]]), tensor([[False,  True, False, False, False]]))
     """
+    y = checked_tensor("y", y)
     if y.dim() != 2 or y.shape[1] < 3:
         raise ValueError(f"y must be [B, n + 1] with at least two labels in context, got {tuple(y.shape)}")
     right = torch.zeros(len(y), 2 * y.shape[1] - 1, dtype=torch.bool, device=y.device)
@@ -72,6 +73,8 @@ def induction_strength(attn: Tensor, correct_pos: Tensor, wrong_pos: Tensor, que
         tensor([0., 0., 0.])
     """
     attn = checked_patterns("attn", attn)
+    if not -attn.shape[2] <= query_pos < attn.shape[2]:
+        raise ValueError(f"query_pos must be below {attn.shape[2]}, got {query_pos}")
     row = attn[:, :, query_pos].float()
     right = _weights_at("correct_pos", row, correct_pos)
     return (right - _weights_at("wrong_pos", row, wrong_pos)).mean(0)
@@ -79,6 +82,7 @@ def induction_strength(attn: Tensor, correct_pos: Tensor, wrong_pos: Tensor, que
 
 def _weights_at(name: str, row: Tensor, positions: Tensor) -> Tensor:
     """Sum of a row [B, H, S] over positions, [B, H]."""
+    positions = checked_tensor(name, positions).to(row.device)
     if positions.dtype == torch.bool and positions.shape == (row.shape[0], row.shape[2]):
         return (row * positions[:, None]).sum(-1)
     at = positions[:, None] if positions.dim() == 1 else positions
@@ -86,6 +90,10 @@ def _weights_at(name: str, row: Tensor, positions: Tensor) -> Tensor:
         raise ValueError(
             f"{name} must be integers [{len(row)}] or [{len(row)}, m] or a mask {(row.shape[0], row.shape[2])}, "
             f"got {positions.dtype} {tuple(positions.shape)}"
+        )
+    if bool((at < 0).any()) or bool((at >= row.shape[2]).any()):
+        raise ValueError(
+            f"{name} must be from 0 to {row.shape[2] - 1}, got {int(at.min())} to {int(at.max())}"
         )
     return row.gather(2, at[:, None].expand(-1, row.shape[1], -1)).sum(-1)
 
@@ -113,8 +121,14 @@ def prev_token_score(attn: Tensor, positions: Sequence[int] | Tensor | None = No
     attn = checked_patterns("attn", attn)
     size = attn.shape[-1]
     at = torch.arange(1, size, 2) if positions is None else torch.as_tensor(positions)
-    if at.dim() != 1 or at.numel() == 0 or bool((at < 1).any()) or bool((at >= size).any()):
-        raise ValueError(f"positions must be from 1 to {size - 1} and not empty, got {at.tolist()}")
+    if (
+        at.is_floating_point()
+        or at.dim() != 1
+        or at.numel() == 0
+        or bool((at < 1).any())
+        or bool((at >= size).any())
+    ):
+        raise ValueError(f"positions must be integers from 1 to {size - 1} and not empty, got {at.tolist()}")
     at = at.to(attn.device)
     return attn[:, :, at, at - 1].float().mean((0, 2))
 
@@ -126,7 +140,7 @@ def sequence_induction_score(attn: Tensor, tokens: Tensor) -> Tensor:
 
     Args:
         attn: Patterns [B, H, T, T].
-        tokens: Token ids [B, T]: random ones, repeated.
+        tokens: Token ids [B, T]: random ones, repeated; padding would count as a repeated token.
 
     Returns:
         The score of each head, [H], between 0 and 1.
@@ -144,7 +158,7 @@ def sequence_induction_score(attn: Tensor, tokens: Tensor) -> Tensor:
         >>> sequence_induction_score(attn, tokens)
         tensor([1.])
     """
-    attn = checked_patterns("attn", attn)
+    attn, tokens = checked_patterns("attn", attn), checked_tensor("tokens", tokens).to(attn.device)
     if tokens.shape != (attn.shape[0], attn.shape[-1]) or attn.shape[-1] != attn.shape[-2]:
         raise ValueError(f"tokens must be [B, T] of attn {tuple(attn.shape)}, got {tuple(tokens.shape)}")
     earlier = (tokens[:, :, None] == tokens[:, None]).tril(-1)
@@ -178,6 +192,7 @@ def in_context_loss(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tenso
         0.6931
     """
     logits = logits[:, -1] if logits.dim() == 3 else logits
+    y = checked_tensor("y", y).to(logits.device)
     if logits.dim() != 2 or y.dim() != 2 or len(y) != len(logits) or y.shape[1] < 3:
         raise ValueError(
             "logits must be [B, L] or [B, T, L] and y [B, n + 1] with n >= 2, "
@@ -275,7 +290,7 @@ def head_ablation_table(
         The table.
 
     Raises:
-        ValueError: If the layer is unknown.
+        ValueError: If the layer is unknown, or `score` does not return [B].
     """
     size = 0 if chunk is None else checked_integer("chunk", chunk, 1)
     name = site_name(layer, "values_pre_proj")
@@ -289,21 +304,29 @@ def head_ablation_table(
         repeated = _repeated(batch, len(keep))
         if _known(model):
             inside: Any = unwrapped(model)
-            several = (mixed * keep[:, None, :, None, None]).flatten(0, 1)
+            several = torch.where(keep[:, None, :, None, None], mixed, 0.0).flatten(0, 1)
             x = acts[site_name(layer, "x")]
             tokens = inside.blocks[layer].finish(x.repeat(len(keep), *[1] * (x.dim() - 1)), several)
             outputs = inside.read_out(tokens, layer + 1)
         else:
             silent = ~keep.repeat_interleave(len(mixed), 0)[:, :, None, None]
             outputs, _ = run(model, repeated, [Clamp(site_name(layer, "v"), 0.0, silent)])
-        found.append(score(outputs, repeated).unflatten(0, (len(keep), -1)).mean(1))
+        scores = score(outputs, repeated)
+        if not isinstance(scores, Tensor) or scores.shape != (len(keep) * len(mixed),):
+            raise ValueError(
+                "score must return one number for each sequence, "
+                f"[{len(keep) * len(mixed)}], got {getattr(scores, 'shape', type(scores).__name__)}"
+            )
+        found.append(scores.unflatten(0, (len(keep), -1)).mean(1))
     scores = torch.cat(found)
     return HeadTable(float(score(output, batch).mean()), scores[:heads], scores[heads:])
 
 
 def _known(model: nn.Module) -> bool:
     inside = unwrapped(model)
-    plain = type(inside) is FewShotTransformer
+    plain = type(inside) is FewShotTransformer and not any(
+        module._forward_hooks or module._forward_pre_hooks for module in inside.modules()
+    )
     return plain and all(site.handler is None for site in sites_of(inside).values())
 
 

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from inductionclamp._checks import blocked_value, checked_float, checked_integer, checked_integers
+from inductionclamp._checks import (
+    blocked_value,
+    checked_float,
+    checked_integer,
+    checked_integers,
+    checked_tensor,
+)
 from inductionclamp.clamps import Clamp, ClampSet, Earlier, FromPass, Heads, Order, Through
 
 Layer = int | str
@@ -180,7 +186,9 @@ def induction_pattern(
         ValueError: If `strength` is not between 0 and 1, or at the call if fewer than two labels are in context.
     """
     strength = checked_float("strength", strength, 0, 1)
-    source = partial(_induction, strength=strength, labels=labels, positions=label_positions)
+    source = partial(
+        _induction, strength=strength, labels=labels, positions=label_positions, query=query_position
+    )
     return [_forced(layer, _heads(heads), source, Order.INDUCTION, "induction", rows=(query_position,))]
 
 
@@ -210,7 +218,9 @@ def match_pattern(
         ValueError: If `temperature` is negative.
     """
     temperature = checked_float("temperature", temperature, 0)
-    source = partial(_match, temperature=temperature, features=features, positions=label_positions)
+    source = partial(
+        _match, temperature=temperature, features=features, positions=label_positions, query=query_position
+    )
     return [_forced(layer, _heads(heads), source, Order.MATCH, "match", rows=(query_position,))]
 
 
@@ -382,7 +392,7 @@ def _blocked(layer: Layer, heads: tuple[int, ...] | None, mask: Any, kind: str) 
 
 
 def _very_low(context: Any, value: Tensor) -> Tensor:
-    return torch.full((), blocked_value(value.dtype), dtype=value.dtype, device=value.device)
+    return value.clamp(max=blocked_value(value.dtype))  # what a causal mask forbids stays at -inf
 
 
 def _cooled(context: Any, value: Tensor, temperature: float) -> Tensor:
@@ -437,9 +447,11 @@ def _check_position(position: int, size: int) -> None:
         raise ValueError(f"query_position must be below {size}, got {position}")
 
 
-def _induction(context: Any, value: Tensor, strength: float, labels: Any, positions: Any) -> Tensor:
+def _induction(
+    context: Any, value: Tensor, strength: float, labels: Any, positions: Any, query: int
+) -> Tensor:
     known = _given("labels", labels, context, ("y", "labels"), 1, value.device)
-    if known.shape[1] < 3:
+    if known.dim() != 2 or known.shape[1] < 3:
         raise ValueError(
             f"labels must hold at least two in context and the query's, got shape {tuple(known.shape)}"
         )
@@ -451,11 +463,15 @@ def _induction(context: Any, value: Tensor, strength: float, labels: Any, positi
     weight = torch.where(wrong.any(1), torch.where(right.any(1), weight, 0.0), 1.0)[:, None]
     shares = right * weight / right.sum(1, keepdim=True).clamp(min=1)
     shares = shares + wrong * (1 - weight) / wrong.sum(1, keepdim=True).clamp(min=1)
-    return _row(shares, _label_positions(positions, context, value.shape[-1], value.device), value)
+    return _row(shares, _causal_positions(positions, context, value, query), value)
 
 
-def _match(context: Any, value: Tensor, temperature: float, features: Any, positions: Any) -> Tensor:
+def _match(
+    context: Any, value: Tensor, temperature: float, features: Any, positions: Any, query: int
+) -> Tensor:
     x = _given("features", features, context, ("x", "features"), 0, value.device)
+    if x.dim() != 3:
+        raise ValueError(f"features must be [B, n + 1, F], got {tuple(x.shape)}")
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     cosines = cosine_similarity(x[:, :-1], x[:, -1:], dim=-1)
     cosines = cosines - cosines.amax(1, keepdim=True)  # so that a tiny temperature does not overflow
@@ -464,7 +480,7 @@ def _match(context: Any, value: Tensor, temperature: float, features: Any, posit
         shares = best / best.sum(1, keepdim=True)
     else:
         shares = (cosines / temperature).softmax(1)
-    return _row(shares, _label_positions(positions, context, value.shape[-1], value.device), value)
+    return _row(shares, _causal_positions(positions, context, value, query), value)
 
 
 def _row(shares: Tensor, positions: Tensor, value: Tensor) -> Tensor:
@@ -484,11 +500,12 @@ def _copied(
     if head >= scores.shape[1]:
         raise ValueError(f"head must be below {scores.shape[1]}, got {head}")
     _check_position(query, scores.shape[2])
-    at = _label_positions(positions, context, scores.shape[-1], scores.device).expand(len(scores), -1)
+    at = _causal_positions(positions, context, scores, query).expand(len(scores), -1)
     known = _given("label_ids", ids, context, ("y", "labels"), 1, scores.device)[:, : at.shape[1]]
     if known.shape != at.shape or at.shape[1] < 2:
         raise ValueError(f"label_ids must name at least two, as many as positions, got {tuple(known.shape)}")
     known = known.long()
+    _check_range("label_ids", known, logits.shape[-1])
     low = blocked_value(logits.dtype)
     wide = torch.promote_types(scores.dtype, torch.float32)
     chosen = scores[:, head, query].to(wide).gather(1, at)
@@ -513,11 +530,11 @@ def _given(what: str, given: Any, context: Any, keys: tuple[str, str], place: in
         given = next((context[key] for key in keys if key in context), None)
     elif given is None and isinstance(context, tuple | list) and len(context) > place:
         given = context[place]
-    if not isinstance(given, Tensor):
+    if given is None:
         raise ValueError(
             f"{what} must be given, or be in the context as {keys[0]!r} or {keys[1]!r} or as its entry {place}"
         )
-    return given.to(device)
+    return checked_tensor(what, given).to(device)
 
 
 def _label_positions(given: Any, context: Any, size: int, device: Any) -> Tensor:
@@ -526,9 +543,29 @@ def _label_positions(given: Any, context: Any, size: int, device: Any) -> Tensor
         given = given(context)
     if given is None:
         return torch.arange(1, size - 1, 2, device=device)[None]
-    positions = torch.as_tensor(given, device=device)
+    positions = checked_tensor("label_positions", given)
     if positions.dim() not in (1, 2) or positions.is_floating_point():
         raise ValueError(
             f"label_positions must be integers of shape [n] or [B, n], got {tuple(positions.shape)}"
         )
-    return positions if positions.dim() == 2 else positions[None]
+    _check_range("label_positions", positions, size)
+    return (positions if positions.dim() == 2 else positions[None]).to(device)
+
+
+def _causal_positions(given: Any, context: Any, value: Tensor, query: int) -> Tensor:
+    """Positions of labels among the keys of [B, H, T, S], none after the query."""
+    queries, keys = value.shape[-2:]
+    positions = _label_positions(given, context, keys, value.device)
+    if query != -1:  # the last one sees all
+        _check_position(query, queries)
+        _check_range("label_positions", positions, keys - queries + query % queries + 1)
+    return positions
+
+
+def _check_range(name: str, given: Tensor, size: int) -> None:
+    """Check indices where it costs nothing: an accelerator would have to be waited for, and says it itself."""
+    if torch.compiler.is_compiling() or given.device.type != "cpu" or not given.numel():
+        return
+    least, most = given.min().item(), given.max().item()
+    if least < 0 or most >= size:
+        raise ValueError(f"{name} must be from 0 to {size - 1}, got {least} to {most}")

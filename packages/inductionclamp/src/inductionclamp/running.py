@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from inductionclamp.clamps import Clamp, ClampSet, Earlier, FromPass, Through, as_clamp_set
+from inductionclamp.clamps import Clamp, ClampSet, Earlier, FromPass, Heads, Through, as_clamp_set
 from inductionclamp.plans import Harvest, PassKey, Plan, Step, plan
 from inductionclamp.sites import Handler, SiteTable, sites_of, unwrapped
 
@@ -43,18 +43,41 @@ class _Pass:
         self.harvested: dict[PassKey, Acts] = {}
         self.visited: set[str] = set()
         self.repeated: set[str] = set()
+        self.fixed = False  # whether the context is the user's and not a forward's
+        self.ended = False
 
     def forget(self) -> None:
         """Begin anew, for a further forward of the same with-block."""
         self.acts.clear()
         self.harvested.clear()
+        self.ended = False
+
+    def check_current(self, name: str, harvested: bool) -> None:
+        """Refuse what is known of a forward that is over, unless the backward pass recomputes it."""
+        if self.ended and (harvested or not self.fixed) and torch._C._current_graph_task_id() == -1:
+            raise RuntimeError(
+                f"the clamp on {name!r} depends on the batch, but {name!r} was reached outside a forward of the model "
+                "given to clamped: call that model, or give clamped the part that you call"
+            )
 
 
 class _Handler:
-    """What happens at one site: outer clamps, then these, then the value is kept if it is wanted."""
+    """What happens at one site: outer clamps, then these, then the value is kept if it is wanted.
 
-    def __init__(self, name: str, outer: Handler | None, steps: tuple[Step, ...], keep: bool, state: _Pass):
+    In modules of others `copies` is set: what follows may work in place, and must spoil neither sources nor records.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        outer: Handler | None,
+        steps: tuple[Step, ...],
+        keep: bool,
+        state: _Pass,
+        copies: bool,
+    ):
         self.name = name
+        self.copies = copies
         self.outer = outer
         self.steps = steps
         self.keep = keep
@@ -66,11 +89,13 @@ class _Handler:
         for step in self.steps:
             value = _overridden(value, step, self.name, self.state)
         state = self.state
+        if self.copies and self.steps:
+            value = value.clone()
         if self.name in state.visited:
             state.repeated.add(self.name)
         state.visited.add(self.name)
         if self.keep:
-            state.acts[self.name] = value
+            state.acts[self.name] = value.clone() if self.copies else value
             if state.stop and len(state.acts) == state.wanted:
                 raise _Harvested
         return value
@@ -78,16 +103,28 @@ class _Handler:
 
 def _overridden(value: Tensor, step: Step, name: str, state: _Pass) -> Tensor:
     clamp = step.clamp
+    masked = callable(clamp.mask) and not isinstance(clamp.mask, Heads)
+    if masked or not isinstance(clamp.source, Tensor | float | int):
+        state.check_current(name, harvested=step.key is not None)
     source = _source(value, step, state)
+    if not isinstance(source, Tensor):
+        raise TypeError(f"source of the clamp on {name!r} must return a tensor, got {type(source).__name__}")
     if clamp.detach_source:
         source = source.detach()
     if source.is_complex() and not value.is_complex():
         raise ValueError(f"source of the clamp on {name!r} must be real, got {source.dtype}")
+    if source.is_floating_point() and not (value.is_floating_point() or value.is_complex()):
+        raise ValueError(
+            f"source of the clamp on {name!r} must be of integers as {value.dtype}, got {source.dtype}"
+        )
     source = source.to(device=value.device, dtype=value.dtype)
     _check_broadcast("source", name, source, value)
     if clamp.mask is None:
         return source.expand_as(value)
     mask = clamp.mask if isinstance(clamp.mask, Tensor) else clamp.mask(state.context, value)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask of the clamp on {name!r} must be a boolean tensor, got {found}")
     _check_broadcast("mask", name, mask, value)
     return torch.where(mask.to(value.device), source, value)
 
@@ -97,7 +134,8 @@ def _source(value: Tensor, step: Step, state: _Pass) -> Tensor:
     if isinstance(source, Tensor):
         return source
     if isinstance(source, float | int):
-        return torch.full((), source, dtype=value.dtype, device=value.device)
+        whole = isinstance(source, int)
+        return torch.full((), source, dtype=value.dtype if whole else _floating(value), device=value.device)
     if isinstance(source, FromPass | Earlier):
         found = _found(step, state)
         return found if source.transform is None else source.transform(state.context, found, value)
@@ -107,12 +145,11 @@ def _source(value: Tensor, step: Step, state: _Pass) -> Tensor:
         # a model grafted into itself must not meet the clamps that are running
         outer = state.outer if unwrapped(source.model) is state.model else None
         return _harvest(job, state.context, state.inputs, outer=outer)[source.read]
-    made = source(state.context, value)
-    if not isinstance(made, Tensor):
-        raise TypeError(
-            f"source of the clamp on {step.clamp.name!r} must return a tensor, got {type(made).__name__}"
-        )
-    return made
+    return source(state.context, value)
+
+
+def _floating(value: Tensor) -> torch.dtype:
+    return value.dtype if value.is_floating_point() or value.is_complex() else torch.get_default_dtype()
 
 
 def _found(step: Step, state: _Pass) -> Tensor:
@@ -138,7 +175,9 @@ def _check_broadcast(what: str, name: str, given: Tensor, value: Tensor) -> None
 def _install(table: SiteTable, made: Plan, state: _Pass) -> None:
     for name in (*made.steps, *(made.kept - made.steps.keys())):
         steps = made.steps.get(name, ())
-        table[name].handler = _Handler(name, state.outer[name], steps, name in made.kept, state)
+        table[name].handler = _Handler(
+            name, state.outer[name], steps, name in made.kept, state, copies=not table.ordered
+        )
     state.wanted = len(made.kept)
 
 
@@ -198,20 +237,16 @@ def _harvest(
     missing = sorted(set(wanted) - state.acts.keys())
     if missing:
         raise RuntimeError(f"activations {missing} were never produced in the pass that they are read from")
-    if repeated := sorted(state.repeated & set(wanted)):
-        raise RuntimeError(
-            f"activations {repeated} were produced more than once in one pass; which is meant?"
-        )
+    _check_once(made, state)
     return {name: state.acts[name] for name in wanted}
 
 
 def _harvest_all(
     made: Plan, context: Any, inputs: Any, model: nn.Module, outer: Mapping[str, Handler | None]
 ) -> dict[PassKey, Acts]:
-    if made.harvests:
-        _check_repeatable(model, inputs)
     found: dict[PassKey, Acts] = {}
     for key, job in made.harvests.items():
+        _check_repeatable(model if job.model is None else job.model, inputs)
         if job.model is None:
             found[key] = _harvest(job, context, inputs, model, outer)
         else:
@@ -224,14 +259,27 @@ def _harvest_all(
 def _check_repeatable(model: nn.Module, inputs: Any) -> None:
     """A second pass must see what the first one saw."""
     for path, module in model.named_modules():
-        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+        if module.training and (drops := _drops(module)):
             raise ValueError(
-                f"model must not drop out where a clamp needs two passes: {path!r} has p = {module.p} in training mode"
+                f"model must not drop out where a clamp needs another pass: {path!r} has {drops} in training mode"
             )
     if inputs[1].get("past_key_values") is not None:
         raise ValueError(
             "past_key_values must be None where a clamp needs two passes: both would fill the cache"
         )
+
+
+def _drops(module: nn.Module) -> str:
+    """Name a probability of dropping; attention, recurrent and Hugging Face modules keep it as a plain number."""
+    named = {"p": module.p} if isinstance(module, _DropoutNd) else vars(module)
+    return next(
+        (
+            f"{name} = {value}"
+            for name, value in named.items()
+            if (name == "p" or "drop" in name) and isinstance(value, float) and value > 0
+        ),
+        "",
+    )
 
 
 def _running_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -247,6 +295,13 @@ def _check_checkpointing(model: nn.Module) -> None:
                 f"model must not checkpoint gradients under clamps ({path or 'model'!r} does): the backward pass "
                 "would recompute without them; call gradient_checkpointing_disable()"
             )
+
+
+def _check_once(made: Plan, state: _Pass) -> None:
+    if repeated := sorted(state.repeated & set(made.recorded)):
+        raise RuntimeError(
+            f"activations {repeated} were produced more than once in one pass; which is meant?"
+        )
 
 
 def _check_reached(made: Plan, state: _Pass) -> None:
@@ -279,12 +334,13 @@ def run(
         context: What sources and masks that are functions get as first argument; None is `inputs`.
 
     Returns:
-        The output, and a dictionary of activations. They carry gradients and are not copied.
+        The output, and a dictionary of activations. They carry gradients, and are copied in modules of others only.
 
     Raises:
         ValueError: If a name is unknown, a head out of range, a source or mask of another shape, or the model
             drops out, caches or checkpoints in a way that two passes cannot share.
-        RuntimeError: If a clamp reads an activation that was not produced, or sits where no forward passes.
+        RuntimeError: If a clamp reads an activation that was not produced, or sits where no forward passes, or an
+            activation to record was produced more than once (a shared module).
 
     Examples:
         >>> import torch
@@ -314,6 +370,7 @@ def run(
     _check_reached(made, state)
     if missing := sorted(set(made.recorded) - state.acts.keys()):
         raise RuntimeError(f"activations {missing} were never produced")
+    _check_once(made, state)
     return output, {name: state.acts[name] for name in made.recorded}
 
 
@@ -358,6 +415,7 @@ def clamped(
         _check_checkpointing(model)
     before = _handlers(table)
     state = _Pass(unwrapped(model), before, context)
+    state.fixed, state.ended = context is not None, True
 
     def prepare(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Begin a forward: note its inputs and run the passes that its clamps read from."""
@@ -374,11 +432,18 @@ def clamped(
             finally:
                 table.harvesting = False
 
-    hook = model.register_forward_pre_hook(prepare, with_kwargs=True)
+    def end(module: nn.Module, inputs: Any, output: Any) -> None:
+        state.ended = not table.harvesting
+
+    hooks = [
+        model.register_forward_pre_hook(prepare, with_kwargs=True),
+        model.register_forward_hook(end, always_call=True),
+    ]
     try:
         _install(table, made, state)
         yield state.acts
         _check_reached(made, state)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         _restore(table, before)

@@ -149,8 +149,9 @@ class FewShotSampler:
         return FewShotBatch(x, y.to(device))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what decides the batches to come: the label pairs and the generator's state."""
+        """Return what decides the batches to come: the splits, the burstiness and the generator's state."""
         state: dict[str, Any] = {f"pairs.{name}": pairs for name, pairs in self.pairs.items()}
+        state |= self._splits()
         if self.generator is not None:
             state["generator"] = self.generator.get_state()
         return state
@@ -162,16 +163,28 @@ class FewShotSampler:
             state: What `state_dict` returned.
 
         Raises:
-            ValueError: If the state is of a sampler with other splits of labels, or of one with or without generator.
+            ValueError: If the state is of a sampler with other splits or another burstiness, or of one with or without
+                generator.
         """
         pairs = {name: state.get(f"pairs.{name}") for name in SPLITS}
         if any(kept is None or kept.shape != self.pairs[name].shape for name, kept in pairs.items()):
             raise ValueError("state must be of a sampler with the same split of labels")
+        for name, mine in self._splits().items():
+            if name not in state or not torch.equal(torch.as_tensor(state[name]).cpu(), mine):
+                raise ValueError(f"state must be of a sampler with the same {name}")
         if ("generator" in state) != (self.generator is not None):
             raise ValueError("state must hold a generator exactly if the sampler has one")
         self.pairs = {name: torch.as_tensor(kept) for name, kept in pairs.items()}
         if self.generator is not None:
             self.generator.set_state(state["generator"])
+
+    def _splits(self) -> dict[str, Tensor]:
+        """What a state must share with the sampler that it is loaded into."""
+        return {
+            **{f"classes.{name}": classes for name, classes in self.classes.items()},
+            "exemplars": torch.tensor(list(self.exemplars.values())),
+            "burstiness": torch.tensor(self.burstiness),
+        }
 
     def _exemplar_range(self, name: str) -> tuple[int, int]:
         if name not in self.exemplars:

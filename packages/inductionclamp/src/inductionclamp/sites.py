@@ -77,6 +77,7 @@ class SiteTable(Mapping[str, Site]):
         self.ordered = ordered
         self.whole = whole
         self.harvesting = False
+        self.removed = False
         self.handles: list[Any] = []
         self.undo: Callable[[], None] | None = None
 
@@ -97,6 +98,7 @@ class SiteTable(Mapping[str, Site]):
 
     def remove(self) -> None:
         """Take the hooks off the model again, and give a Hugging Face model its attention back."""
+        self.removed = bool(self.handles) or self.removed
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
@@ -113,7 +115,7 @@ def matches(table: Mapping[str, Site], pattern: str) -> list[str]:
     """
     if pattern in table:
         return [pattern]
-    found = [name for name in table if _fits(name, pattern)]
+    found = [name for name in table if fits(name, pattern)]
     if found:
         return found
     close = difflib.get_close_matches(pattern, list(table), n=5, cutoff=0.5) or list(table)[:12]
@@ -126,10 +128,12 @@ def matches(table: Mapping[str, Site], pattern: str) -> list[str]:
     raise ValueError(f"unknown activation name {pattern!r}; close: {', '.join(close)}{hint}")
 
 
-def _fits(name: str, pattern: str) -> bool:
+def fits(name: str, pattern: str) -> bool:
     """Whether a name fits a pattern whose `*` stand for anything."""
     first, *rest = pattern.split("*")
-    if not rest or not name.startswith(first):
+    if not rest:
+        return name == pattern
+    if not name.startswith(first):
         return False
     place = len(first)
     for piece in rest[:-1]:
@@ -249,8 +253,11 @@ def check_fresh(model: nn.Module) -> None:
     if unwrapped(model) is not model:
         raise ValueError("model must be instrumented before torch.compile or DistributedDataParallel wrap it")
     table = model.__dict__.get("clamp_sites")
-    if table is not None and not (isinstance(table, SiteTable) and not table.handles):
-        raise ValueError("model is instrumented already: call model.clamp_sites.remove() first")
+    if table is None or (isinstance(table, SiteTable) and table.removed):
+        return
+    if isinstance(table, SiteTable) and not table.handles:
+        raise ValueError(f"model must not name its activations itself, as {type(model).__name__} does")
+    raise ValueError("model is instrumented already: call model.clamp_sites.remove() first")
 
 
 def hook_site(table: SiteTable, name: str, module: nn.Module, *, on_input: bool = False) -> None:

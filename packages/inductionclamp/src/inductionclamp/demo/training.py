@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from inductionclamp.clamps import ClampSet
+from inductionclamp.clamps import Clamp, ClampSet
 from inductionclamp.metrics import (
     HeadTable,
     context_positions,
@@ -46,8 +46,8 @@ class Sizes:
 
 
 SIZES = {
-    "smoke": Sizes(steps=8, models=1, after=0, toy_steps=50),
-    "laptop": Sizes(steps=2400, models=2, after=150),
+    "smoke": Sizes(steps=3, models=1, after=0, toy_steps=50),
+    "laptop": Sizes(steps=2400, models=2, after=60),
     "paper": Sizes(
         steps=12500,
         models=3,
@@ -189,16 +189,6 @@ def _trained(features: Tensor, sizes: Sizes, arm: Arm, seed: int) -> Outcome:
     return outcome
 
 
-def _posthoc_sets() -> dict[str, list[ClampSet]]:
-    return {
-        "none": [ClampSet()],
-        "layer1": [ClampSet(perfect_layer1(1))],
-        "match": [ClampSet(induction_pattern(1))],
-        "copy": [ClampSet(perfect_copy(1, head)) for head in range(HEADS)],
-        "layer1+copy": [ClampSet([perfect_layer1(1), perfect_copy(1, head)]) for head in range(HEADS)],
-    }
-
-
 @torch.no_grad()
 def _look(model: FewShotTransformer, probe: FewShotBatch, step: int, outcome: Outcome) -> None:
     """What clamps show of an unclamped checkpoint: the rival that never clamps in training.
@@ -206,14 +196,28 @@ def _look(model: FewShotTransformer, probe: FewShotBatch, step: int, outcome: Ou
     Read kindly: no head is ablated, patterns are forced in all heads, and scores are those of the best head.
     """
     outcome.looked_at.append(step)
-    for name, several in _posthoc_sets().items():
-        losses = [
-            cross_entropy(run(model, probe, clamps)[0][:, -1], probe.y[:, -1]).item() for clamps in several
-        ]
-        outcome.posthoc.setdefault(name, []).append(min(losses))
-    _, acts = run(model, probe, record=["blocks.1.attn_scores"])
-    strength = induction_strength(acts["blocks.1.attn_scores"], *context_positions(probe.y))
+    maps = ["blocks.1.attn_pre_softmax", "blocks.1.attn_scores"]
+
+    def note(name: str, copied: str, clamps: list[Clamp]) -> Tensor:
+        logits, acts = run(model, probe, clamps, record=maps)
+        outcome.posthoc.setdefault(name, []).append(cross_entropy(logits[:, -1], probe.y[:, -1]).item())
+        if copied:
+            losses = copied_losses(acts[maps[0]], probe.y)
+            outcome.posthoc.setdefault(copied, []).append(losses.min().item())
+        return acts[maps[1]]
+
+    attn = note("none", "copy", [])
+    note("layer1", "layer1+copy", perfect_layer1(1))
+    note("match", "", induction_pattern(1))
+    strength = induction_strength(attn, *context_positions(probe.y))
     outcome.strengths.append(strength.tolist())
+
+
+def copied_losses(scores: Tensor, y: Tensor) -> Tensor:
+    """The loss under `perfect_copy` of every head at once, [H], of its scores [B, H, T, T]."""
+    at = scores[:, :, -1, 1:-1:2]
+    right = (y[:, :-1] == y[:, -1:])[:, None]
+    return (at.logsumexp(-1) - at.masked_fill(~right, -math.inf).logsumexp(-1)).mean(0)
 
 
 @torch.no_grad()
