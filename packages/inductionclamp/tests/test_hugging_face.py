@@ -263,14 +263,16 @@ def test_generation_under_a_clamp_is_the_same_with_and_without_a_cache():
 
 
 def test_a_compiled_language_model_takes_clamps():
-    model = made(llama).eval()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{**SHARED, "num_hidden_layers": 1}, intermediate_size=24, **TOKENS)
+    model = transformers.LlamaForCausalLM(config).eval()
     instrument_hf(model)
 
     @torch.compile(backend="eager")
     def step(ids):
         return run(model, {"input_ids": ids, "use_cache": False}, clamps)[0].logits
 
-    clamps = ClampSet([prev_token(0, [1]), ablate_heads(1, [0])])
+    clamps = ClampSet([prev_token(0, [1]), ablate_heads(0, [0])])
     close(step(IDS), run(model, {"input_ids": IDS, "use_cache": False}, clamps)[0].logits)
     torch.compiler.reset()
 
