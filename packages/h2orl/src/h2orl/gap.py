@@ -18,7 +18,7 @@ from h2orl.transitions import Transitions, _draw
 class GapLoss(NamedTuple):
     """The losses of the two classifiers, each a scalar tensor.
 
-    Args:
+    Attributes:
         sa: Cross-entropy of the classifier of (s, a), real side plus simulated side.
         sas: Cross-entropy of the classifier of (s, a, s'), likewise.
     """
@@ -35,7 +35,7 @@ class GapLoss(NamedTuple):
 class SimCorrection(NamedTuple):
     """What a simulated batch needs in the critic's loss, each (B,) and without a gradient.
 
-    Args:
+    Attributes:
         weight: Importance weight of the temporal-difference error.
         omega: The batch's distribution of the dynamics gap; sums to 1.
         gap: The dynamics gap u in nats.

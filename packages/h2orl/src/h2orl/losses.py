@@ -15,7 +15,7 @@ from h2orl._checks import broadcasts, checked_float, checked_tensor, wide
 class H2OLoss(NamedTuple):
     """The critic's loss and its parts, each a scalar tensor summed over critics.
 
-    Args:
+    Attributes:
         total: td_real + td_sim + reward_scale * beta * reg, to call `backward` on.
         td_real: Squared temporal-difference error on the real half.
         td_sim: The weighted one on the simulated half.

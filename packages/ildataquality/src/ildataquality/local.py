@@ -17,7 +17,7 @@ ROWS = 4096  # neighbourhoods at a time
 class LocalFit(NamedTuple):
     """What fits of the neighbours' values leave, for R neighbourhoods.
 
-    Args:
+    Attributes:
         residual: (R, k, V) of the neighbours; 0 where the mask is false.
         left: (R,) what the sum of their squares is divided by: their number for a mean, the degrees of freedom left
             for a linear fit.

@@ -15,7 +15,7 @@ from rlif.supervisors import Policy
 class Demonstrations(NamedTuple):
     """What behaviour cloning learns from.
 
-    Args:
+    Attributes:
         observation: (M, S).
         action: (M, *A).
     """

@@ -74,7 +74,7 @@ def official_mask(intervened: Any, dones: Any) -> Any:
 class Transition(NamedTuple):
     """One transition, or the rows of several environments; unpack it into any buffer.
 
-    Args:
+    Attributes:
         observation: s_t.
         action: What was executed, by whom ever.
         reward: -penalty or 0.

@@ -13,7 +13,7 @@ from rlif._checks import as_tensor, checked_float, checked_positive
 class TabularSolution(NamedTuple):
     """An optimal policy of a finite Markov decision process.
 
-    Args:
+    Attributes:
         q: Action values (S, A).
         value: State values (S,).
         policy: Probabilities (S, A), uniform over actions whose values tie.

@@ -14,7 +14,7 @@ from rlif.reference import BatchedPendulum
 class Step(NamedTuple):
     """One step of N environments that reset by themselves.
 
-    Args:
+    Attributes:
         observation: What the policy sees next (N, S), after resets.
         following: The true next observation (N, S).
         reward: The environment's reward (N,), which only evaluation and the reference agent see.
