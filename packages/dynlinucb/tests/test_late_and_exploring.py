@@ -29,6 +29,9 @@ SYSTEM = DynamicalLinearBandit(
 )  # the first action is best in the long run, the second at once
 
 
+@pytest.mark.filterwarnings(
+    "ignore:You are using .torch.load.:FutureWarning"
+)  # of pickled tensors, in torch 2.4
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6), replicas=st.sampled_from([None, 3]), kind=st.sampled_from([DynLinUCB, LinUCB]),

@@ -36,6 +36,7 @@ def close(found, wanted, rtol=1e-4, atol=1e-5):
     torch.testing.assert_close(found, wanted, rtol=rtol, atol=atol)
 
 
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6)
 IDS = torch.randint(3, 30, (3, 7), generator=seeded())
 LEFT = torch.ones_like(IDS)
 LEFT[0, :3] = 0
@@ -262,6 +263,7 @@ def test_generation_under_a_clamp_is_the_same_with_and_without_a_cache():
     assert not torch.equal(cached, model.generate(IDS, attention_mask=torch.ones_like(IDS), **wanted))
 
 
+@pytest.mark.skipif(OLD, reason="the compiler of this torch cannot trace it")
 def test_a_compiled_language_model_takes_clamps():
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**SHARED, "num_hidden_layers": 1}, intermediate_size=24, **TOKENS)

@@ -150,6 +150,9 @@ RECIPES = [
 ]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:You are using .torch.load.:FutureWarning"
+)  # of pickled tensors, in torch 2.4
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_clamp_sets_and_models_survive_copies(recipe):
     model, batch = small_model(), batch_of(4)
@@ -213,6 +216,9 @@ def test_expanded_and_strided_sources_and_inputs(seed):
     assert torch.equal(run(model, (x, y), Clamp("blocks.0.v", one))[0], expanded)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:You are using .torch.load.:FutureWarning"
+)  # of pickled tensors, in torch 2.4
 @given(seed=SEEDS, size=st.integers(1, 5), used=st.integers(0, 3))
 def test_a_sampler_resumes_where_it_was(seed, size, used):
     first, second = sampler(seed), sampler(seed + 1)

@@ -30,6 +30,7 @@ from inductionclamp import (
 )
 
 close = torch.testing.assert_close
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6)
 SETS = {
     "none": lambda: ClampSet(),
     "match": lambda: ClampSet([induction_pattern(1, [0]), ablate_heads(1, [1, 2, 3])]),
@@ -143,6 +144,7 @@ def test_a_resumed_clamped_run_is_the_uninterrupted_one():
         assert torch.equal(mine, wanted)
 
 
+@pytest.mark.skipif(OLD, reason="the compiler of this torch cannot trace it")
 @pytest.mark.parametrize("name", ["layer1"])
 def test_compiled_steps_are_whole_graphs_and_the_same(name):
     clamps, model, data = SETS[name](), small_model(), sampler()
@@ -173,6 +175,7 @@ def test_a_compiled_model_sees_clamps_come_and_go(name):
     torch.compiler.reset()
 
 
+@pytest.mark.skipif(OLD, reason="the compiler of this torch cannot trace it")
 def test_a_compiled_plain_model_sees_its_clamps():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     table = instrument(model, {"hidden": "1"})
@@ -254,6 +257,7 @@ def test_a_part_called_on_its_own_never_acts_on_the_batch_before():
         close(model.inner(*second), run(small_model(), second, ablate_heads(0))[0])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning")  # of torch 2.4's own checkpoint
 def test_recomputing_in_the_backward_pass_gives_the_same_gradients():
     class Outer(nn.Module):
         def __init__(self):

@@ -110,6 +110,9 @@ def test_only_the_end_is_steered(seed, b):
         assert abs(moved[-1] - start[-1]) <= b
 
 
+@pytest.mark.filterwarnings(
+    "ignore:You are using .torch.load.:FutureWarning"
+)  # of pickled tensors, in torch 2.4
 def test_a_counter_is_what_it_wraps():
     func = TimeMLP(3, (8, 4))
     func.note = "kept"
