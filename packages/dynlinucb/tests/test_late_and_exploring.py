@@ -105,6 +105,48 @@ def test_bad_late_rewards_are_named():
         policy.settle(late, [1.0, 2.0])
     with pytest.raises(ValueError, match="reward must be finite"):
         policy.settle(late, float("nan"))
+    with pytest.raises(TypeError, match="late must be what skip gave, got float"):
+        policy.settle(1.0, late)
+    other = LinUCB(ACTIONS, BOUNDS, horizon=100, replicas=2)
+    other.act()
+    with pytest.raises(
+        ValueError, match=r"late must be of a policy with actions \(3,\), got one of \(2, 3\)"
+    ):
+        policy.settle(other.skip(), 1.0)
+
+
+def test_the_bounds_are_those_of_the_system_in_the_log_with_its_gaps_widened():
+    policy = ExploringDynLinUCB(
+        ACTIONS, horizon=1500, explore=300, generator=torch.Generator().manual_seed(0)
+    )
+    noise, actions, rewards, state = torch.Generator().manual_seed(1), [], [], 0.0
+    for round_ in range(300):
+        actions.append(policy.act().clone())
+        reward = 1 + 0.5 * state + 0.1 * float(torch.randn((), generator=noise))
+        rewards.append(math.nan if round_ % 20 == 7 else reward)
+        policy.update(None if round_ % 20 == 7 else reward)
+        state = 0.8 * state + 0.5 * float(actions[-1][0])
+    system = identify(torch.stack(actions), rewards, state_dimension=1, lags=8, lost=True)
+    radius = 1 - (1 - system.spectral_radius) / 1.5
+    wanted = system.bounds(ACTIONS, spectral_radius=radius)
+    assert policy.found.spectral_radius == pytest.approx(radius)
+    assert policy.found.sigma == pytest.approx(1.5 * wanted.sigma)
+    assert policy.found.theta_norm == pytest.approx(1.5 * wanted.theta_norm)
+
+
+def test_what_comes_late_of_the_exploration_is_not_learned_from():
+    policy = ExploringDynLinUCB(ACTIONS, horizon=1500, explore=60, generator=torch.Generator().manual_seed(0))
+    noise, owed = torch.Generator().manual_seed(1), None
+    for round_ in range(60):
+        reward = float(policy.act() @ ACTIONS[0]) + 0.1 * float(torch.randn((), generator=noise))
+        if round_ == 30:
+            owed = policy.skip()
+        else:
+            policy.update(reward)
+    assert policy.found is not None
+    before = policy.estimate
+    policy.settle(owed, 100.0)
+    assert torch.equal(policy.estimate, before)
 
 
 @settings(max_examples=10, deadline=None)

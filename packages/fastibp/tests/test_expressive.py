@@ -61,6 +61,14 @@ def test_an_attack_leaves_the_model_as_it_was():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_an_attack_in_inference_mode_is_the_same():
+    model, (x, labels) = network().eval(), batch()
+    found = attack(model, x, linf_box(x, 0.1), labels, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        again = attack(model, 1 * x, linf_box(x, 0.1), 1 * labels, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found, again)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), eps=st.floats(0, 0.5), share=st.floats(0.01, 1))
 def test_a_small_box_lies_in_the_box_and_holds_the_adversarial_input(seed, eps, share):

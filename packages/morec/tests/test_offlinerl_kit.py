@@ -85,6 +85,16 @@ def test_the_elites_propose_and_the_filter_chooses():
     assert not terminals.any()
 
 
+def test_proposals_spread_as_the_model_says():
+    obs, action = batch()
+    filtered = FilteredDynamics(
+        Dynamics(std=0.1), TransitionFilter(reward(), min_reward=0.0), resample=400,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    proposals = filtered._candidates(obs, action).unflatten(0, (400, 5))
+    torch.testing.assert_close(proposals.std(0), torch.full((5, B, S + 1), 0.1), atol=0.03, rtol=0)
+
+
 def test_the_penalty_is_the_ensembles_own_and_comes_off_the_chosen_reward():
     obs, action = batch()
     dynamics = Dynamics(penalty=3.0, std=1e-12)

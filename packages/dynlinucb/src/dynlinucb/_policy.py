@@ -199,11 +199,19 @@ class Policy(ABC):
             reward: As `update` takes it, of one round; or shape (k,), or (S, k) with replicas, of all k.
 
         Raises:
-            TypeError: If the policy cannot learn late: it weighs rewards by age, takes means, or is not linear.
-            ValueError: If a reward is not finite or the shape does not fit.
+            TypeError: If `late` is something else, or the policy cannot learn late: it weighs rewards by age, takes
+                means, or is not linear.
+            ValueError: If `late` is of another kind of policy, a reward is not finite or the shape does not fit.
         """
+        if not isinstance(late, Late):
+            raise TypeError(f"late must be what skip gave, got {type(late).__name__}")
         rewards = as_real("reward", reward, **self.options).detach()
         leading = (self.num_replicas,) if self.replicas else ()
+        if late.action.shape != (*leading, self.actions.dimension):
+            raise ValueError(
+                f"late must be of a policy with actions {(*leading, self.actions.dimension)}, "
+                f"got one of {tuple(late.action.shape)}"
+            )
         if late.rounds == 1 and rewards.shape == leading:
             rewards = rewards.unsqueeze(-1)
         if rewards.shape != (*leading, late.rounds):

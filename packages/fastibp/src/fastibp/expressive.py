@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -60,7 +60,31 @@ def attack(
         raise ValueError(f"steps must be at least 0, got {steps}")
     if not 0 < step_size < math.inf:
         raise ValueError(f"step_size must be positive and finite, got {step_size}")
-    lower, upper, radius = (one.detach() for one in (box.lower, box.upper, box.radius))
+    with torch.inference_mode(
+        False
+    ):  # gradients are needed inside of it too, and tensors made there have none
+        bounds = (box.lower, box.upper, box.radius)
+        return _ascend(
+            model,
+            x.detach().clone(),
+            [one.detach().clone() for one in bounds],
+            labels.clone() if isinstance(labels, Tensor) else labels,
+            steps,
+            step_size,
+            generator,
+        )
+
+
+def _ascend(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    bounds: Sequence[Tensor],
+    labels: Tensor,
+    steps: int,
+    step_size: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    lower, upper, radius = bounds
 
     def loss(points: Tensor) -> Tensor:
         logits = model(points)
@@ -73,7 +97,7 @@ def attack(
 
     with _evaluating(model):
         with torch.no_grad():
-            found, worst = x.detach().clone(), loss(x.detach())
+            found, worst = x.clone(), loss(x)
         points = torch.lerp(
             lower, upper, torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         )

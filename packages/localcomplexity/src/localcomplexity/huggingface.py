@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from localcomplexity.tracking import ComplexityTracker
+from localcomplexity.tracking import ComplexityTracker, checked_tracker
 
 try:
     from transformers import TrainerCallback
@@ -31,9 +31,7 @@ class ComplexityCallback(TrainerCallback):
     """
 
     def __init__(self, tracker: ComplexityTracker) -> None:
-        if not isinstance(tracker, ComplexityTracker):
-            raise TypeError(f"tracker must be a ComplexityTracker, got {type(tracker).__name__}")
-        self.tracker = tracker
+        self.tracker = checked_tracker(tracker)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure before the first update, if step 0 is scheduled.

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from localcomplexity.tracking import ComplexityTracker
+from localcomplexity.tracking import ComplexityTracker, checked_tracker
 
 try:
     from lightning.pytorch import Callback
@@ -33,9 +33,7 @@ class ComplexityCallback(Callback):
     """
 
     def __init__(self, tracker: ComplexityTracker) -> None:
-        if not isinstance(tracker, ComplexityTracker):
-            raise TypeError(f"tracker must be a ComplexityTracker, got {type(tracker).__name__}")
-        self.tracker = tracker
+        self.tracker = checked_tracker(tracker)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Measure before the first update, if step 0 is scheduled; Lightning cannot log there.

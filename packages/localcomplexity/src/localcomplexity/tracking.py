@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,6 +163,13 @@ class ComplexityTracker:
         self.probe.load_state_dict(
             {key.removeprefix("probe."): value for key, value in state.items() if key.startswith("probe.")}
         )
+
+
+def checked_tracker(tracker: Any) -> ComplexityTracker:
+    """A tracker as it is; what is none raises a `TypeError`."""
+    if not isinstance(tracker, ComplexityTracker):
+        raise TypeError(f"tracker must be a ComplexityTracker, got {type(tracker).__name__}")
+    return tracker
 
 
 @dataclass(frozen=True)
