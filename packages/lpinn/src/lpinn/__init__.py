@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from lpinn.activations import Sine
 from lpinn.derivatives import fast_derivatives, forward_derivatives
 from lpinn.diagnosis import HessianTop, Landscape, NWidth, hessian_top, loss_landscape, n_width
 from lpinn.equations import TransportPDE, burgers, convection, mean_speed, reaction
@@ -15,7 +16,7 @@ from lpinn.residuals import LagrangianResiduals, eulerian_residual, lagrangian_r
 from lpinn.schedules import Window, curriculum, extended_seq2seq, seq2seq
 from lpinn.solutions import exact_convection_diffusion, spectral_burgers
 from lpinn.subdomains import TimePartition, xpinn_loss
-from lpinn.taylor import Jet, Sine
+from lpinn.taylor import Jet
 
 __all__ = [
     "EulerianNet",
