@@ -92,17 +92,17 @@ def against_deepxde(benchmark, case, derivatives, peer_loss, peer):
 
 
 @both
-@pytest.mark.benchmark(group="PINN step (compiled), against DeepXDE")
-def test_pinn_step_against_deepxde(benchmark, case):
-    peer = "deepxde.grad.jacobian and hessian"
-    against_deepxde(benchmark, case, compiled_derivatives, deepxde_loss, peer)
-
-
-@both
 @pytest.mark.benchmark(group="PINN step (not compiled), against DeepXDE")
 def test_eager_pinn_step_against_deepxde(benchmark, case):
     peer = "deepxde.grad.jacobian and hessian"
     against_deepxde(benchmark, case, fast_derivatives, deepxde_loss, peer)
+
+
+@both
+@pytest.mark.benchmark(group="PINN step (compiled), against DeepXDE")
+def test_pinn_step_against_deepxde(benchmark, case):
+    peer = "deepxde.grad.jacobian and hessian"
+    against_deepxde(benchmark, case, compiled_derivatives, deepxde_loss, peer)
 
 
 @both

@@ -93,22 +93,17 @@ class PeriodicFeatures(Configured):
     def jet(self, x: Tensor, t: Tensor, order: int = 2) -> Jet:
         """The features with their derivatives in closed form."""
         table = self._table(x)
-        d, modes = table.shape
         phase = (x[..., None] * table).flatten(-2)
         cos, sin, rate = phase.cos(), phase.sin(), table.flatten()
-        # Which dimension each feature depends on: (d * modes, d).
-        owner = torch.eye(d, dtype=x.dtype, device=x.device).repeat_interleave(modes, dim=0)
         still = torch.zeros_like(t)
-        slope = torch.cat([-rate * sin, rate * cos], dim=-1)
-        space = torch.cat([slope[..., None] * owner.repeat(2, 1), still[..., None].expand(-1, -1, d)], dim=-2)
-        time = torch.cat([torch.zeros_like(slope), torch.ones_like(t)], dim=-1)
+        slope = torch.cat([-rate * sin, rate * cos, still], dim=-1)
+        time = torch.cat([torch.zeros_like(cos), torch.zeros_like(sin), torch.ones_like(t)], dim=-1)
         value = torch.cat([cos, sin, t], dim=-1)
+        d, modes = table.shape
         if order == 1:
-            return Jet(value, space, time, None)
-        bend = torch.cat([-rate * rate * cos, -rate * rate * sin], dim=-1)
-        curved = bend[..., None, None] * torch.diag_embed(owner).repeat(2, 1, 1)
-        flat = still[..., None, None].expand(-1, -1, d, d)
-        return Jet(value, space, time, torch.cat([curved, flat], dim=-3))
+            return Jet(value, _owned(slope, d, modes, 1), time, None)
+        bend = torch.cat([-rate * rate * cos, -rate * rate * sin, still], dim=-1)
+        return Jet(value, _owned(slope, d, modes, 1), time, _owned(bend, d, modes, 2))
 
     def wrap(self, x: Tensor) -> Tensor:
         """Points `(P, d)` moved into the period by whole periods; those inside stay as they are, bit by bit."""
@@ -199,6 +194,18 @@ class FourierState(ClosedForm):
         if waves.hessian is not None:
             hessian = torch.einsum("pkij,km->pmij", waves.hessian[:, :-1], coefficients)
         return Jet(value, space, torch.zeros_like(value), hessian)
+
+
+def _owned(values: Tensor, d: int, modes: int, rank: int) -> Tensor:
+    """Derivatives of features that depend on one dimension each, `(P, F)`, with `rank` axes of dimensions behind."""
+    if d == 1:
+        return values[(..., *[None] * rank)]
+    own = torch.eye(d, dtype=values.dtype, device=values.device)
+    own = torch.diag_embed(own) if rank == 2 else own
+    # cos of all dimensions, sin of all, and time, which belongs to none.
+    owner = own.repeat_interleave(modes, dim=0).repeat(2, *[1] * rank)
+    owner = torch.cat([owner, torch.zeros_like(owner[:1])])
+    return values[(..., *[None] * rank)] * owner
 
 
 def initial_jet(u0: InitialState, x: Tensor, order: int) -> Jet:

@@ -104,14 +104,17 @@ class _Carry(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
             at_rows, *found = _traced_gradient(ctx, grad, [rows, *parameters], [needs_rows, *needed])
             return at_rows, None, None, *found
-        sums = [
-            torch.zeros_like(part) if is_needed else None
-            for part, is_needed in zip(parameters, needed, strict=True)
-        ]
+        sums: list[Any] = [None] * len(parameters)
         stages, at_blocks = _stages(parameters, ctx.rules), []
         for i, (block, at_block) in enumerate(zip(_blocks(rows), _blocks(grad), strict=True)):
             outputs = kept[i * depth : (i + 1) * depth]
-            at_blocks.append(_backward(stages, block, outputs, at_block, ctx.dimensions, sums, needs_rows))
+            at_rows, *found = _backward(
+                stages, block, outputs, at_block, ctx.dimensions, [needs_rows, *needed]
+            )
+            sums = [
+                part if total is None else total.add_(part) for total, part in zip(sums, found, strict=True)
+            ]
+            at_blocks.append(at_rows)
         return torch.cat(at_blocks, dim=1) if needs_rows else None, None, None, *sums
 
 
@@ -153,10 +156,10 @@ def _backward(
     outputs: Sequence[Tensor],
     grad: Tensor,
     dimensions: int,
-    sums: Sequence[Tensor | None],
-    needs_rows: bool,
-) -> Tensor:
-    """The gradient at a block's rows; those of weights and biases are added to `sums`."""
+    needed: Sequence[bool],
+) -> list[Any]:
+    """The gradients at a block's rows and at each weight and bias; `None` where none is needed."""
+    found: list[Tensor | None] = [None] * len(needed)
     slope = _slope(stages[-1], outputs[-1])
     for i in reversed(range(len(stages))):
         rule, inputs = stages[i].rule, rows
@@ -165,16 +168,20 @@ def _backward(
         if i > 0:
             inputs, slope = outputs[i - 1], _slope(stages[i - 1], outputs[i - 1])
             inputs = inputs if slope is None else _behind(inputs, inputs[0], slope)
-        at_weight, at_bias = sums[2 * i : 2 * i + 2]
         flat = grad.flatten(0, 1)
-        if at_weight is not None:
-            # This way around: with a handful of inputs the other takes several times as long.
-            at_weight += (inputs.flatten(0, 1).T @ flat).T
-        if at_bias is not None:
-            at_bias += grad[0].sum(0)
-        if i > 0 or needs_rows:
+        if needed[1 + 2 * i]:
+            found[1 + 2 * i] = _product(flat, inputs.flatten(0, 1))
+        if needed[2 + 2 * i]:
+            found[2 + 2 * i] = grad[0].sum(0)
+        if i > 0 or needed[0]:
             grad = (flat @ stages[i].weight).unflatten(0, rows.shape[:2])
-    return grad
+    found[0] = grad if needed[0] else None
+    return found
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    # With a handful of columns on the right the product takes several times as long as the other way around.
+    return (b.T @ a).T if b.shape[1] < a.shape[1] else a.T @ b
 
 
 def _slope(stage: _Stage, kept: Tensor) -> Tensor | None:

@@ -113,7 +113,7 @@ class EulerianNet(Configured):
         y = x - self.frame_speed * t
         jet = fast_derivatives(self.u_net, self.features, y, t, order)
         if self.u0 is not None:
-            jet = _add(_start_jet(self.u0, self.features.wrap(y), jet, order), _times_t(jet, t))
+            jet = _from_start(_start_jet(self.u0, self.features.wrap(y), jet, order), jet, t)
         # At fixed x the frame moves under the point: d/dt = d/dt|_y - V . d/dy.
         time = jet.time - (jet.space * self.frame_speed).sum(-1)
         return Jet(jet.value, jet.space, time, jet.hessian)
@@ -203,11 +203,11 @@ class LagrangianNet(Configured):
         velocity = fast_derivatives(self.x_net, self.features, x0, t, x_order)
         check_output(velocity.value, len(x0), "x_net", x0.shape[1])
         total = Jet(velocity.value + self.frame_speed, *velocity[1:])
-        x = _add(_identity_jet(x0, x_order), _times_t(total, t))
+        x = _from_start(_identity_jet(x0, x_order), total, t)
         u = fast_derivatives(self.u_net, self.features, x0, t, u_order)
         if self.u0 is None:
             return x, u
-        return x, _add(_start_jet(self.u0, self.features.wrap(x0), u, u_order), _times_t(u, t))
+        return x, _from_start(_start_jet(self.u0, self.features.wrap(x0), u, u_order), u, t)
 
 
 class OfficialLagrangianNet(Configured):
@@ -321,11 +321,14 @@ def _identity_jet(x: Tensor, order: int) -> Jet:
     return Jet(x, space, torch.zeros_like(x), hessian)
 
 
-def _times_t(jet: Jet, t: Tensor) -> Jet:
-    hessian = None if jet.hessian is None else t[..., None, None] * jet.hessian
-    return Jet(t * jet.value, t[..., None] * jet.space, jet.value + t * jet.time, hessian)
-
-
-def _add(a: Jet, b: Jet) -> Jet:
-    hessian = None if a.hessian is None or b.hessian is None else a.hessian + b.hessian
-    return Jet(a.value + b.value, a.space + b.space, a.time + b.time, hessian)
+def _from_start(start: Jet, rate: Jet, t: Tensor) -> Jet:
+    """The jet of `start + t * rate`, where `start` does not depend on time."""
+    hessian = None
+    if start.hessian is not None and rate.hessian is not None:
+        hessian = torch.addcmul(start.hessian, t[..., None, None], rate.hessian)
+    return Jet(
+        torch.addcmul(start.value, t, rate.value),
+        torch.addcmul(start.space, t[..., None], rate.space),
+        torch.addcmul(rate.value, t, rate.time),
+        hessian,
+    )
