@@ -23,6 +23,7 @@ from ghostbn.groups import (
     check_size,
     layout,
 )
+from ghostbn.rows import normalise_rows, takes_rows
 from ghostbn.running import RUNNINGS, Running, update_running
 
 
@@ -51,9 +52,10 @@ def ghost_batch_norm(
 
     The first eight arguments are those of `torch.nn.functional.batch_norm`. Without training but with running
     statistics the result is that function's own. Without running statistics every call normalises by ghost
-    batches. One copy of the input and one of the output are made for `grouping="contiguous"` and for inputs in
-    a channels-last format (which the output keeps), and one of the output if a remainder makes the last ghost
-    batch differ in size; otherwise the memory is that of batch normalisation.
+    batches. One copy of the input and one of the output are made for `grouping="contiguous"`, and one of the
+    output if a remainder makes the last ghost batch differ in size; otherwise the memory is that of batch
+    normalisation. Inputs in a channels-last format, which the output keeps, need no copy in float32 and float64
+    on the CPU, and those two elsewhere.
 
     Args:
         x: (N, C, *), any floating dtype that torch's own batch normalisation takes.
@@ -166,6 +168,8 @@ def _normalise(
 
     Statistics are left empty where nothing keeps them.
     """
+    if takes_rows(x, weight, bias, statistics_dtype):
+        return _normalise_in_place(x, num_groups, grouping, weight, bias, eps, statistics_dtype is not None)
     channels_last = _is_channels_last(x)
     parts = _part(x, num_groups, grouping)  # (S, G, C, *)
     folded = _fold_last(parts) if channels_last else parts.flatten(1, 2)
@@ -183,6 +187,24 @@ def _normalise(
     else:
         y = _join(y.unflatten(1, parts.shape[1:3]), grouping)
     return y, statistics.view(2, num_groups, num_kept // num_groups)
+
+
+def _normalise_in_place(
+    x: Tensor,
+    num_groups: int,
+    grouping: Grouping,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    keeps_statistics: bool,
+) -> tuple[Tensor, Tensor]:
+    """Do what `_normalise` does, for an input whose channels lie last in memory."""
+    values = x.movedim(1, -1)
+    places, size = math.prod(x.shape[2:]), x.shape[0] // num_groups
+    outer, inner = (size, places) if grouping == "strided" else (1, size * places)
+    parts = values.reshape(outer, num_groups, inner, x.shape[1])
+    y, statistics = normalise_rows(parts, weight, bias, eps)
+    return y.view(values.shape).movedim(-1, 1), statistics if keeps_statistics else statistics[:, :, :0]
 
 
 def _part(x: Tensor, num_groups: int, grouping: Grouping) -> Tensor:
