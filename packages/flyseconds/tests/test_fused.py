@@ -50,7 +50,7 @@ def assert_same_episodes(compile, num_envs=4, *, steps=8, seed=0, **options):
     """Step both from the same seed; gives how many episodes ended by bounds and by the limit."""
     options = {"params": PAPER, "noise": ROUGH} | options
     eager, fused = (
-        QuadrotorVectorEnv(num_envs, compile=how, generator=seeded(seed), **options)
+        QuadrotorVectorEnv(num_envs, compile=how, native=False, generator=seeded(seed), **options)
         for how in (False, compile)
     )
     ends = torch.zeros(2)

@@ -13,12 +13,14 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from flyseconds import native as native_code
 from flyseconds._arrays import array, only_option, seeded, tensor
 from flyseconds._checks import count, not_negative, positive
 from flyseconds._history import ActionHistory
 from flyseconds.fused import (
     Begun,
     Compile,
+    Flown,
     Settings,
     as_tensors,
     begin_fused,
@@ -29,7 +31,7 @@ from flyseconds.fused import (
 )
 from flyseconds.parameters import QuadrotorParams
 from flyseconds.rewards import RewardWeights
-from flyseconds.simulator import ACTION_MODES, ActionMode, Integrator, checked
+from flyseconds.simulator import ACTION_MODES, ActionMode, Integrator, checked, command_of
 from flyseconds.state import (
     ACTION_DIM,
     HISTORY_LENGTH,
@@ -85,6 +87,7 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
             `torch.compile` when the first one is made, which takes some ten seconds and pays for few vehicles
             most of all; episodes are the same but for rounding. Or a function that compiles, such as
             `functools.partial(torch.compile, mode="max-autotune-no-cudagraphs")`. Needs a C++ compiler on a CPU.
+        native: As in `step`, but for the whole step of the environment. `compile` goes before it.
         dt: Time step, in s.
         max_distance: In m.
         action_noise: Standard deviation of noise on the command that the motors receive.
@@ -125,6 +128,7 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         action_mode: ActionMode = "rpm",
         integrator: Literal["rk4", "euler"] | Integrator = "rk4",
         compile: Compile = False,
+        native: bool | None = None,
         dt: float = 0.01,
         max_distance: float = 0.6,
         action_noise: float = 0.0,
@@ -143,8 +147,13 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
             raise TypeError(f"compile must be True, False or a function that compiles, got {compile!r}")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = type(self).metadata | {"autoreset_mode": self.autoreset_mode}
+        if native not in (None, True, False):
+            raise TypeError(f"native must be None, True or False, got {native!r}")
+        if native and compile:
+            raise ValueError("native and compile exclude each other, got both")
         self.num_envs = num_envs
         self.compile = compile
+        self.native = native
         self.nominal_params = QuadrotorParams.crazyflie_paper(device=device) if params is None else params
         if self.nominal_params.num_vehicles not in (None, num_envs):
             found = self.nominal_params.num_vehicles
@@ -211,6 +220,9 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
     def reward_weights(self, weights: RewardWeights) -> None:
         self._reward_weights = weights.for_params(self.nominal_params)
         self._weights = self._reward_weights
+        self._packed_weights = native_code.packed_weights(
+            self._weights, self.nominal_params.mass.new_empty(self.num_envs)
+        )
         if self.compile:
             self._weights = as_tensors(self._weights, self.nominal_params.mass)
 
@@ -257,8 +269,7 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         Raises:
             ValueError: If the shape does not fit, an action is NaN, or with `strict` outside [-1, 1].
         """
-        flown = self.fly_tensors(action)
-        ended = (flown.terminated | flown.truncated).nonzero().squeeze(1)
+        flown, ended = self._fly(action)
         if not len(ended):
             return flown
         observation, privileged = self._begin_anew(ended, flown.observation, flown.privileged)
@@ -277,28 +288,58 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         Raises:
             TypeError, ValueError, RuntimeError: As `step_tensors`.
         """
+        return self._fly(action)[0]
+
+    def _fly(self, action: Tensor) -> tuple[VectorStep, Tensor]:
+        """One step, and the vehicles whose episodes it ended."""
         before = self._flying()
         action = checked("action", action, before)
-        if self.strict and not bool((action.abs() <= 1).all()):
-            raise ValueError("action must be finite and in [-1, 1] (strict)")
-        if bool(action.isnan().any()):
-            raise ValueError("action must not be NaN")
+        native = self._is_native(before, action)
+        if not native:
+            self._check_range(action)
         action_normal = self._normal(self.num_envs, ACTION_DIM) if self.action_noise else None
-        others = (
-            action, self._steps, action_normal, self._noise(self.num_envs), self.params, self._weights,
-            self._settings,
-        )  # fmt: skip
-        if self.compile:
+        noise = self._noise(self.num_envs)
+        others = action, self._steps, action_normal, noise, self.params, self._weights, self._settings
+        if native:
+            after, flown, ended = self._fly_native(before, action, action_normal, noise)
+        elif self.compile:
             _ = self.params.constants  # computed and kept outside of the graph
             tensors = before.motion, before.disturbance, before.history.window()
             flown = self._compiled(fly_fused)(*tensors, *others)
             history = ActionHistory(flown.window, self.history_length)
-            self._state = QuadState(flown.motion, before.disturbance, history)
+            after = QuadState(flown.motion, before.disturbance, history)
         else:
-            self._state, flown = fly(before, *others)
-        self._steps = flown.steps
+            after, flown = fly(before, *others)
+        if not native:
+            ended = (flown.terminated | flown.truncated).nonzero().squeeze(1)
+        self._state, self._steps = after, flown.steps
         seen = flown.observation, flown.privileged
-        return VectorStep(*seen, *seen, flown.reward, flown.terminated, flown.truncated)
+        return VectorStep(*seen, *seen, flown.reward, flown.terminated, flown.truncated), ended
+
+    def _check_range(self, action: Tensor) -> None:
+        if self.strict and not bool((action.abs() <= 1).all()):
+            raise ValueError("action must be finite and in [-1, 1] (strict)")
+        if bool(action.isnan().any()):
+            raise ValueError("action must not be NaN")
+
+    def _is_native(self, state: QuadState, action: Tensor) -> bool:
+        if self.native is False or self.compile:
+            return False
+        obstacle = native_code.obstacle(state, action, self.params, self.integrator)
+        if obstacle is None and self._packed_weights is None:
+            obstacle = "reward weights must be numbers or tensors of the dtype of the parameters, one or B"
+        return native_code.chosen(self.native, obstacle)
+
+    def _fly_native(
+        self, before: QuadState, action: Tensor, action_normal: Tensor | None, noise: Tensor | None
+    ) -> tuple[QuadState, Flown, Tensor]:
+        assert self._packed_weights is not None
+        received = action if action_normal is None else action + self.action_noise * action_normal
+        received, is_rpm = command_of(before, received, self.params, self.action_mode)
+        return native_code.fly(
+            before, action, received, self._steps, noise, self.params, self._packed_weights, self._settings,
+            received_is_rpm=is_rpm, strict=self.strict,
+        )  # fmt: skip
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return compiled(function, self.compile, self.num_envs, self.history_length, self._settings)
@@ -326,17 +367,46 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         if self.compile:
             return self._placed_fused(ended, draws, observation, privileged)
         uniform, normal, noise = draws
-        fresh, old = initial_state(params, uniform, normal, self.init, self.history_length), self._flying()
+        old = self._flying()
+        if self._is_native(old, observation.mT):
+            return self._placed_native(ended, uniform, normal, noise, observation, privileged)
+        fresh = initial_state(params, uniform, normal, self.init, self.history_length)
         motion, disturbance = old.motion.clone(), old.disturbance.clone()
         motion[:, ended], disturbance[:, ended] = fresh.motion, fresh.disturbance
-        history = old.history.copy() if self._history_is_shared else old.history
-        self._history_is_shared = False
+        history = self._own_history()
         history.restart_(ended, fresh.motion.new_full((ACTION_DIM, len(ended)), self.init.action))
         self._state = QuadState(motion, disturbance, history)
         self._steps[ended] = 0
         observation, privileged = observation.mT.clone(), privileged.mT.clone()
         observation[:, ended] = observed(fresh, self.noise, noise).mT
         privileged[:, ended] = observe_privileged(fresh, params).mT
+        return observation.mT, privileged.mT
+
+    def _own_history(self) -> ActionHistory:
+        """A history that nobody else holds."""
+        history = self._flying().history.copy() if self._history_is_shared else self._flying().history
+        self._history_is_shared = False
+        return history
+
+    def _placed_native(
+        self,
+        ended: Tensor,
+        uniform: Tensor,
+        normal: Tensor,
+        noise: Tensor | None,
+        observation: Tensor,
+        privileged: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """As the rest of `_begin_anew`, in C."""
+        old, history = self._flying(), self._own_history()
+        plain = torch.contiguous_format
+        motion, disturbance, observation, privileged = (
+            each.clone(memory_format=plain)
+            for each in (old.motion, old.disturbance, observation.mT, privileged.mT)
+        )
+        begun = Begun(motion, disturbance, history.window(), self._steps, observation, privileged)
+        native_code.begin_(begun, ended, uniform, normal, noise, self.params, self.noise, self.init)
+        self._state = QuadState(motion, disturbance, history)
         return observation.mT, privileged.mT
 
     def _placed_fused(

@@ -84,6 +84,7 @@ def evaluate(
     action_mode: ActionMode = "rpm",
     integrator: Literal["rk4", "euler"] | Integrator = "rk4",
     dt: float = 0.01,
+    native: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Evaluation:
     """Fly a policy in B episodes at once.
@@ -108,6 +109,7 @@ def evaluate(
         action_mode: See `step`.
         integrator: See `step`.
         dt: Time step, in s.
+        native: See `step`.
         generator: Source of randomness; torch's global one if None.
 
     Returns:
@@ -148,7 +150,7 @@ def evaluate(
         if not isinstance(action, Tensor) or action.shape != (num_episodes, ACTION_DIM):
             found = tuple(action.shape) if isinstance(action, Tensor) else type(action).__name__
             raise ValueError(f"policy must give a tensor ({num_episodes}, {ACTION_DIM}), gave {found}")
-        state = step(state, action, params, dt, integrator=integrator, action_mode=action_mode)
+        state = step(state, action, params, dt, integrator=integrator, action_mode=action_mode, native=native)
         place, speed = (value.to(zero) for value in reference((index + 1) * dt))
         next_error = _moved(state, -place, -speed)
         ended = out_of_bounds(next_error, max_distance)

@@ -87,7 +87,7 @@ class QuadrotorParams:
     motor_time_constant_falling: Tensor | None = None
 
     def __post_init__(self) -> None:
-        values = self._values()
+        values = self.values()
         for name, value in values.items():
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 raise TypeError(f"{name} must be a floating-point tensor, got {_describe(value)}")
@@ -111,8 +111,10 @@ class QuadrotorParams:
         counts = {name: len(value) for name, value in values.items() if value.ndim > _RANKS[name]}
         if len(set(counts.values())) > 1:
             raise ValueError(f"parameters must agree on the number of vehicles, got {counts}")
+        object.__setattr__(self, "_num_vehicles", next(iter(counts.values()), None))
 
-    def _values(self) -> dict[str, Tensor]:
+    def values(self) -> dict[str, Tensor]:
+        """The tensors by their names, without those that are None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -159,10 +161,8 @@ class QuadrotorParams:
     @property
     def num_vehicles(self) -> int | None:
         """B if some parameter differs between vehicles, otherwise None."""
-        for name, value in self._values().items():
-            if value.ndim > _RANKS[name]:
-                return len(value)
-        return None
+        found: int | None = self._num_vehicles  # type: ignore[attr-defined]
+        return found
 
     @property
     def hover_action(self) -> Tensor:
@@ -223,12 +223,12 @@ class QuadrotorParams:
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> QuadrotorParams:
         """The same parameters on another device or in another dtype."""
         return replace(
-            self, **{name: value.to(device=device, dtype=dtype) for name, value in self._values().items()}
+            self, **{name: value.to(device=device, dtype=dtype) for name, value in self.values().items()}
         )
 
     def select(self, vehicles: Tensor) -> QuadrotorParams:
         """The parameters of some of B vehicles, by index or mask."""
-        values = self._values().items()
+        values = self.values().items()
         return replace(self, **{name: value[vehicles] for name, value in values if value.ndim > _RANKS[name]})
 
     def exchanged(self, vehicles: Tensor, others: QuadrotorParams, num_vehicles: int) -> QuadrotorParams:
@@ -245,7 +245,7 @@ class QuadrotorParams:
         Raises:
             ValueError: If only one of the two has a lag of its own for falling rotors.
         """
-        mine, theirs = self._values(), others._values()
+        mine, theirs = self.values(), others.values()
         if mine.keys() != theirs.keys():
             raise ValueError("motor_time_constant_falling must be given in both or in neither")
         changes = {}
