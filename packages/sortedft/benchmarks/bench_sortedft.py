@@ -37,6 +37,12 @@ def our_loss(states, labels, norm, head):
     )
 
 
+def our_loss_in_least_memory(states, labels, norm, head):
+    return sorted_loss(
+        states, labels, norm=norm, head=head, exits=EXITS, chunk_tokens=None, last_is_normed=False
+    )
+
+
 def torch_loss(states, labels, norm, head, options=None):
     """What torch offers: one call on the supervised rows of all exits, stacked."""
     targets = labels[:, 1:].flatten()
@@ -79,19 +85,19 @@ def agree_on_loss(peer, num_tokens, supervised):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
-def compare_losses(benchmark, case, peer, num_tokens=64, supervised=1.0, rounds=5, **about):
+def compare_losses(benchmark, case, peer, ours=our_loss, num_tokens=64, supervised=1.0, rounds=3, **about):
     agree_on_loss(peer, num_tokens, supervised)
     size = f"V = 32,000, D = {SIZE}, {num_tokens} tokens, 8 exits, {100 * supervised:.0f} % supervised"
     benchmark.extra_info.update(case=case, peer=PEERS[peer], size=size, **about)
-    compute = {"ours": our_loss, "peer": peer}[case]
+    compute = {"ours": ours, "peer": peer}[case]
     benchmark.pedantic(loss_and_gradients, (compute, loss_problem(num_tokens, supervised)), rounds=rounds)
 
 
-def compare_memory(benchmark, case, peer, path):
-    compute = {"ours": our_loss, "peer": peer}[case]
+def compare_memory(benchmark, case, peer, path, ours=our_loss):
+    compute = {"ours": ours, "peer": peer}[case]
     problem = loss_problem(num_tokens=512, supervised=1.0)
     peak = peak_memory(lambda: loss_and_gradients(compute, problem), path / "trace.json")
-    compare_losses(benchmark, case, peer, num_tokens=512, rounds=1, quantity="peak memory", value=peak)
+    compare_losses(benchmark, case, peer, ours, num_tokens=512, rounds=1, quantity="peak memory", value=peak)
 
 
 @both
@@ -109,7 +115,7 @@ def test_loss_of_answers_only(benchmark, case):
 @both
 @pytest.mark.benchmark(group="loss and gradients, peer in chunks")
 def test_loss_in_chunks(benchmark, case):
-    compare_losses(benchmark, case, chunked_torch_loss)
+    compare_losses(benchmark, case, chunked_torch_loss, our_loss_in_least_memory)
 
 
 @both
@@ -121,7 +127,7 @@ def test_loss_memory(benchmark, case, tmp_path):
 @both
 @pytest.mark.benchmark(group="peak extra memory of loss and gradients, peer in chunks")
 def test_loss_memory_in_chunks(benchmark, case, tmp_path):
-    compare_memory(benchmark, case, chunked_torch_loss, tmp_path)
+    compare_memory(benchmark, case, chunked_torch_loss, tmp_path, our_loss_in_least_memory)
 
 
 @both
@@ -225,7 +231,7 @@ PEER_DECODERS = {
 }
 
 
-def compare_decoders(benchmark, case, peer, ours=self_speculative, rounds=5, count=None, **about):
+def compare_decoders(benchmark, case, peer, ours=self_speculative, rounds=3, count=None, **about):
     assert torch.equal(decoded(ours).tokens, decoded(peer).tokens)
     decoder = {"ours": ours, "peer": peer}[case]
     size = f"12 blocks, D = 512, exit {DRAFT_EXIT}, {NUM_TOKENS} tokens after 256"

@@ -18,6 +18,7 @@ from sortedft import (
     sorted_loss,
     speculative_generate,
 )
+from sortedft import loss as loss_module
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -48,7 +49,7 @@ def random_problem(dtype=torch.float32, bias=True, seed=0):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, None), (1.0, 3.0), (0.5, 3.0)])
-@pytest.mark.parametrize("chunk_tokens", [7, 2048])
+@pytest.mark.parametrize("chunk_tokens", [7, 2048, None])
 def test_loss_and_gradients_are_those_of_the_naive_loop(bias, scale, cap, chunk_tokens):
     states, labels, norm, head = random_problem(bias=bias)
     exits, wanted = [1, 2, 5], [*states[1:3], states[5], *norm.parameters(), *head.parameters()]
@@ -63,6 +64,41 @@ def test_loss_and_gradients_are_those_of_the_naive_loop(bias, scale, cap, chunk_
     ours, theirs = torch.autograd.grad(loss / 8, wanted), torch.autograd.grad(expected.mean() / 8, wanted)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradients_of_a_retained_graph_can_be_had_again():
+    states, labels, norm, head = random_problem()
+    wanted = [states[1], head.weight, head.bias]
+    loss = sorted_loss(states, labels, norm=norm, head=head, exits=[1], last_is_normed=False)
+    first = torch.autograd.grad(loss, wanted, retain_graph=True)
+    kept = [gradient.clone() for gradient in first]
+    last = torch.autograd.grad(2 * loss, wanted)
+    for one, as_it_was, twice in zip(first, kept, last, strict=True):
+        assert torch.equal(one, as_it_was)
+        torch.testing.assert_close(twice, 2 * one)
+
+
+def test_the_gradients_of_a_freed_graph_are_refused():
+    if not hasattr(torch._C._autograd, "_get_current_graph_task_keep_graph"):
+        pytest.skip("this torch does not tell whether a graph is retained, so all are")
+    states, labels, _, head = random_problem()
+    loss = sorted_loss(states, labels, norm=nn.Identity(), head=head, exits=[1], last_is_normed=False)
+    torch.autograd.grad(loss, head.weight)
+    with pytest.raises(RuntimeError, match="retain_graph"):
+        torch.autograd.grad(loss, head.weight)
+
+
+@pytest.mark.parametrize(("size", "words", "rows"), [(16, 2048, 64), (16, 16, 1024), (64, 16, 4096)])
+def test_none_takes_as_many_rows_as_take_the_memory_of_the_states(monkeypatch, size, words, rows):
+    seen = []
+    real = loss_module.chunked_cross_entropy
+    monkeypatch.setattr(
+        loss_module, "chunked_cross_entropy", lambda *a: seen.append(a[-1].chunk_tokens) or real(*a)
+    )
+    states, head = [torch.randn(1, 301, size) for _ in range(3)], nn.Linear(size, words)
+    labels = torch.zeros(1, 301, dtype=torch.long)
+    sorted_loss(states, labels, norm=nn.Identity(), head=head, exits=[1, 2], chunk_tokens=None)
+    assert seen == [rows]
 
 
 class ResidualHead(nn.Linear):

@@ -67,8 +67,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     The gradient of the logits is known as soon as the logits are, so the forward pass turns each
     chunk of logits in place into its gradient and folds it into d rows and d weight. The backward
-    pass only scales them; no logits are kept or computed twice. What is kept is the gradient for row
-    weights of at most one, since weights of 1 / (|B| T) would underflow in half precision.
+    pass only scales them, in place unless the graph is retained; no logits are kept or computed twice.
+    What is kept is the gradient for row weights of at most one, since weights of 1 / (|B| T) would
+    underflow in half precision.
     """
 
     @staticmethod
@@ -125,12 +126,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        scale = d_loss * ctx.scale
+        if ctx.gradients is None:
+            raise RuntimeError("the loss was differentiated before, without retain_graph=True")
+        gradients, scale, retained = ctx.gradients, d_loss * ctx.scale, _graph_is_retained()
+        if not retained:
+            ctx.gradients = None
         scaled = (
-            None if gradient is None else (gradient * scale).to(dtype)
-            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+            None if one is None else (one * scale if retained else one.mul_(scale)).to(dtype)
+            for one, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None, None)
+
+
+def _graph_is_retained() -> bool:
+    """Whether the backward pass that runs now keeps its graph for another one; true if torch does not tell."""
+    if torch.compiler.is_compiling():
+        return True
+    told = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return told is None or bool(told())
 
 
 def _room(tensor: Tensor | None, dtype: torch.dtype, wanted: bool) -> Tensor | None:

@@ -25,7 +25,7 @@ def sorted_loss(
     head: nn.Module,
     exits: Sequence[int],
     weights: Sequence[float] | None = None,
-    chunk_tokens: int = 2048,
+    chunk_tokens: int | None = 2048,
     last_is_normed: bool = True,
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
@@ -52,7 +52,8 @@ def sorted_loss(
             under FSDP or ZeRO-3).
         exits: Strictly increasing depths in 1..N.
         weights: One non-negative weight per exit, normalised to sum 1. Uniform if None.
-        chunk_tokens: Rows of logits held at a time.
+        chunk_tokens: Rows of logits held at a time. None for as many as take the memory of all rows of states,
+            64 at least: the least memory that is not paid for in time.
         last_is_normed: Whether `hidden_states[-1]` has been through `norm`, as in Hugging Face models.
         logit_scale: Factor on the logits (Cohere).
         logit_softcap: c in c tanh(logits / c) (Gemma 2).
@@ -94,6 +95,7 @@ def sorted_loss(
 
     exact_dtype = torch.promote_types(states.dtype, torch.float32)
     shares = torch.tensor(_normalised(weights, len(exits)), dtype=exact_dtype, device=states.device)
+    chunk_tokens = _rows_at_a_time(states, head) if chunk_tokens is None else chunk_tokens
     options = _options(chunk_tokens, logit_scale, logit_softcap)
     if not torch.compiler.is_compiling() and targets.numel() == 0:
         loss, per_exit = _nothing(states, head).to(exact_dtype), torch.zeros_like(shares)
@@ -118,7 +120,7 @@ def compute_sorted_loss(
     *,
     exits: Sequence[int],
     weights: Sequence[float] | None = None,
-    chunk_tokens: int = 2048,
+    chunk_tokens: int | None = 2048,
 ) -> Any:
     """Run a Hugging Face causal language model and take `sorted_loss` of its hidden states.
 
@@ -229,6 +231,12 @@ def _nothing(states: Tensor, head: nn.Module) -> Tensor:
     """A zero that depends on all that a loss would, so that every gradient is zero rather than missing."""
     trained = (parameter for parameter in head.parameters() if parameter.requires_grad)
     return states.sum() + sum(parameter.flatten()[:0].sum() for parameter in trained)
+
+
+def _rows_at_a_time(states: Tensor, head: nn.Module) -> int:
+    """A power of two of rows, whose logits take about the memory of all the states (|B|, rows, D)."""
+    wanted = states.numel() / getattr(head, "out_features", states.shape[-1])
+    return max(64, 1 << math.ceil(math.log2(max(wanted, 1))))
 
 
 def _options(chunk_tokens: int, logit_scale: float, logit_softcap: float | None) -> Options:
