@@ -10,6 +10,7 @@ from timex_explain import (
     Replacement,
     TimeX,
     freq_shapes,
+    gradient_times_input,
     integrated_gradients,
     label_consistency,
     occlusion_saliency,
@@ -68,6 +69,39 @@ def assert_both_explain(kind):
         difference = (model(x) - model(torch.zeros_like(x))).gather(1, y.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(fine, difference, atol=2e-2, rtol=2e-2)
     torch.testing.assert_close(integrated_gradients(model, x, y).sum((1, 2)), difference, atol=0.1, rtol=0.1)
+
+
+@both
+@pytest.mark.parametrize(
+    ("kind", "about"),
+    [
+        pytest.param(
+            "convolutional",
+            "3 convolutions of 128 channels",
+            marks=pytest.mark.benchmark(
+                group="explaining a batch against one gradient, convolutional classifier"
+            ),
+        ),
+        pytest.param(
+            "transformer",
+            "transformer of 17 channels and 1 layer",
+            marks=pytest.mark.benchmark(group="explaining a batch against one gradient, smallest classifier"),
+        ),
+    ],
+)
+def test_explanations_against_one_gradient(benchmark, case, kind, about):
+    assert_both_explain(kind)
+    data, model, explainer = problem(kind)
+    x = data.x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).gather(1, data.y.unsqueeze(1)).sum(), x)
+    torch.testing.assert_close(gradient_times_input(model, data.x, data.y), slope * data.x)
+    run = {
+        "ours": lambda: explainer.explain(data.x),
+        "peer": lambda: gradient_times_input(model, data.x, data.y),
+    }
+    size = f"{BATCH} series of 50 points, {about}"
+    benchmark.extra_info.update(case=case, peer="gradient x input, the whole batch at a time", size=size)
+    benchmark.pedantic(run[case], rounds=5, iterations=10, warmup_rounds=1)
 
 
 @both

@@ -74,7 +74,7 @@ class _Settings:
     lowvar_explainer: Budget
     seqcomb_explainer: Budget
     num_seeds: int = 3  # of the explainer with values replaced, on the same classifier
-    num_draws: int = 4
+    num_draws: int = 2
     num_landmarks: int = 50
     label_mode: str = "pairwise"
     real_classifier: Budget | None = None
