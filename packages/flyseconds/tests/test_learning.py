@@ -230,16 +230,39 @@ def test_the_weights_shrink_as_much_per_update_as_in_the_official_code():
     torch.testing.assert_close(agent.critics.weights[0][:, 0], before * (1 - 0.5e-4) ** 10)
 
 
+@pytest.mark.parametrize("sizes", [[5, 16, 12, 1], [5, 9, 4], [3, 10]])
+@pytest.mark.parametrize("final_tanh", [False, True])
+def test_gradients_by_hand_are_those_of_autograd(sizes, final_tanh):
+    networks = StackedMLP(4, sizes, final_tanh=final_tanh, generator=seeded(0), dtype=torch.float64)
+    for first in (None, 3):
+        x = torch.randn(4 if first is None else first, 6, sizes[0], generator=seeded(1), dtype=torch.float64)
+        weight = torch.randn(*x.shape[:2], sizes[-1], generator=seeded(2), dtype=torch.float64)
+        kept = []
+        y = networks.run(x, first, kept=kept)
+        assert not y.requires_grad
+        expected = networks(x.requires_grad_(), first)
+        torch.testing.assert_close(y, expected)
+        parameters = list(networks.parameters())
+        of_x, *of_parameters = torch.autograd.grad((expected * weight).sum(), [x, *parameters])
+        found = networks.input_gradient(kept, weight, slice(1, None))
+        torch.testing.assert_close(found, of_x[..., 1:])
+        if first is None:
+            networks.backward_(kept, weight)
+            for parameter, gradient in zip(parameters, of_parameters, strict=True):
+                torch.testing.assert_close(parameter.grad, gradient)
+                assert parameter.grad.is_contiguous()
+
+
 def watched_targets(agent):
     """Zero the target actor; the list returned gets the actions that the target critics are asked about."""
     for parameter in agent.target_actor.parameters():
         parameter.data.zero_()
     seen, values = [], agent._values
 
-    def watched(critics, observation, action):
+    def watched(critics, observation, action, kept=None):
         if critics is agent.target_critics:
             seen.append(action)
-        return values(critics, observation, action)
+        return values(critics, observation, action, kept)
 
     agent._values = watched
     return seen

@@ -186,11 +186,22 @@ def test_gradients_and_transforms_go_through_torch():
     torch.testing.assert_close(many[0], step(state, action.detach(), PAPER, native=False).motion)
     mass = PAPER.mass.clone().requires_grad_()
     learned = QuadrotorParams(**(PAPER.values() | {"mass": mass}))
+    with torch.no_grad():
+        before = step(state, action.detach(), learned)
     step(state, action.detach(), learned).velocity.sum().backward()
     assert mass.grad != 0
-    if native.available():
-        with torch.no_grad():
-            assert_same_step(state, action.detach(), learned)
+    with torch.no_grad():
+        mass.mul_(2)
+        assert not torch.equal(step(state, action.detach(), learned).velocity, before.velocity)
+
+
+def test_a_disturbance_for_all_vehicles_goes_through_torch():
+    state, action = random_state(3), random_actions(3)
+    common = QuadState(state.motion, state.disturbance[:, :1], state.history)
+    each = QuadState(state.motion, state.disturbance[:, :1].expand(-1, 3), state.history)
+    torch.testing.assert_close(step(common, action, PAPER).motion, step(each, action, PAPER).motion)
+    with pytest.raises(ValueError, match="native=True cannot be had"):
+        step(common, action, PAPER, native=True)
 
 
 def test_without_the_library_all_is_as_before(monkeypatch):
@@ -361,8 +372,8 @@ def test_options_that_exclude_each_other():
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="there is no gcc")
 def test_the_source_has_nothing_to_warn_of():
-    flags = "-fsyntax-only -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror".split()
-    subprocess.run(["gcc", *flags, "-DCHECKSUM=0u", str(native.SOURCE)], check=True)
+    warnings = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
+    subprocess.run(["gcc", "-fsyntax-only", *warnings, "-DCHECKSUM=0u", str(native.SOURCE)], check=True)
 
 
 @pytest.fixture

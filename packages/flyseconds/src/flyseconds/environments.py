@@ -302,15 +302,8 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         others = action, self._steps, action_normal, noise, self.params, self._weights, self._settings
         if native:
             after, flown, ended = self._fly_native(before, action, action_normal, noise)
-        elif self.compile:
-            _ = self.params.constants  # computed and kept outside of the graph
-            tensors = before.motion, before.disturbance, before.history.window()
-            flown = self._compiled(fly_fused)(*tensors, *others)
-            history = ActionHistory(flown.window, self.history_length)
-            after = QuadState(flown.motion, before.disturbance, history)
         else:
-            after, flown = fly(before, *others)
-        if not native:
+            after, flown = self._fly_compiled(before, others) if self.compile else fly(before, *others)
             ended = (flown.terminated | flown.truncated).nonzero().squeeze(1)
         self._state, self._steps = after, flown.steps
         seen = flown.observation, flown.privileged
@@ -336,10 +329,18 @@ class QuadrotorVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.n
         assert self._packed_weights is not None
         received = action if action_normal is None else action + self.action_noise * action_normal
         received, is_rpm = command_of(before, received, self.params, self.action_mode)
-        return native_code.fly(
+        after, seen, ended = native_code.fly(
             before, action, received, self._steps, noise, self.params, self._packed_weights, self._settings,
             received_is_rpm=is_rpm, strict=self.strict,
         )  # fmt: skip
+        return after, Flown(after.motion, after.history.window(), *seen), ended
+
+    def _fly_compiled(self, before: QuadState, others: tuple[Any, ...]) -> tuple[QuadState, Flown]:
+        _ = self.params.constants  # computed and kept outside of the graph
+        tensors = before.motion, before.disturbance, before.history.window()
+        flown: Flown = self._compiled(fly_fused)(*tensors, *others)
+        history = ActionHistory(flown.window, self.history_length)
+        return QuadState(flown.motion, before.disturbance, history), flown
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return compiled(function, self.compile, self.num_envs, self.history_length, self._settings)

@@ -20,17 +20,19 @@ from torch import Tensor
 from flyseconds._history import traced
 from flyseconds.parameters import QuadrotorParams
 from flyseconds.rewards import RewardWeights
-from flyseconds.state import ACTION_DIM, InitSpec, QuadState
+from flyseconds.state import ACTION_DIM, DISTURBANCE_DIM, MOTION_DIM, InitSpec, QuadState
 from flyseconds.task import POSE_DIM, PRIVILEGED_DIM, ObservationNoise
 
 if TYPE_CHECKING:
-    from flyseconds.fused import Begun, Flown, Settings
+    from flyseconds.fused import Begun, Settings
 
 SOURCE = Path(__file__).with_name("native.c")
 LIBRARY = "_native.so"
 _EULER = {"rk4": 0, "euler": 1}
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
-_UNCHECKED, _NOT_NAN, _STRICT = range(3)
+# Steps, observation, privileged observation, reward, terminated, truncated.
+Seen = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+_NOT_NAN, _STRICT = 1, 2  # 0 checks nothing
 
 
 class _Flight(ctypes.Structure):
@@ -123,6 +125,10 @@ def obstacle(state: QuadState, action: Tensor, params: QuadrotorParams, integrat
     tensors = motion, state.disturbance, action, slots
     if any(type(each) not in (Tensor, torch.nn.Parameter) or each.dtype != motion.dtype for each in tensors):
         return "state and action must be plain tensors of one dtype"
+    n = motion.shape[1]
+    shapes = motion.shape[0], *state.disturbance.shape, *slots.shape[1:]
+    if shapes != (MOTION_DIM, DISTURBANCE_DIM, n, ACTION_DIM, n) or not slots.is_contiguous():
+        return "the state must hold (17, B) motion, (6, B) disturbances and a history of as many vehicles"
     if torch.is_grad_enabled() and (
         any(each.requires_grad for each in tensors)
         or any(value.requires_grad for value in params.values().values())
@@ -203,14 +209,15 @@ def fly(
     *,
     received_is_rpm: bool,
     strict: bool,
-) -> tuple[QuadState, Flown, Tensor]:
-    """`fused.fly`, with weights from `packed_weights`; and the vehicles whose episodes end.
+) -> tuple[QuadState, Seen, Tensor]:
+    """`fused.fly`, with weights from `packed_weights`.
+
+    Returns:
+        The state after the step, the last fields of `fused.Flown`, and the vehicles whose episodes end.
 
     Raises:
         ValueError: If an action is NaN, or with `strict` outside [-1, 1].
     """
-    from flyseconds.fused import Flown
-
     flight, after, kept = _flight(
         before, action, received, params, settings.dt, str(settings.integrator), received_is_rpm
     )
@@ -237,9 +244,8 @@ def fly(
     if found < 0:
         problem = "be finite and in [-1, 1] (strict)" if strict else "not be NaN"
         raise ValueError(f"action must {problem}")
-    seen = observation.mT, privileged.mT
-    flown = Flown(after.motion, window, following, *seen, reward, terminated, truncated)
-    return after, flown, ended[:found]
+    seen = following, observation.mT, privileged.mT, reward, terminated, truncated
+    return after, seen, ended[:found]
 
 
 def begin_(
@@ -290,10 +296,10 @@ def _stds(noise: ObservationNoise) -> Any:
 
 @torch.no_grad()
 def packed_params(params: QuadrotorParams) -> Tensor:
-    """The constants of the integrator as rows (41, 1) or (41, B), computed once."""
+    """The constants of the integrator as rows (41, 1) or (41, B), computed once unless they are being learned."""
     found: Tensor | None = getattr(params, "_packed", None)
     if found is None:
-        constants, count = params.constants, params.num_vehicles or 1
+        constants, count = params.computed_constants(), params.num_vehicles or 1
         falling = constants.rate_rising if constants.rate_falling is None else constants.rate_falling
         rows = (
             constants.mixing.flatten(0, 1).reshape(24, -1), constants.thrust_coefficients, constants.inverse_mass,
@@ -302,7 +308,8 @@ def packed_params(params: QuadrotorParams) -> Tensor:
         )  # fmt: skip
         wide = [row if row.ndim == 2 else row.reshape(1, -1) for row in rows]
         found = torch.cat([row.expand(-1, count) for row in wide]).contiguous()
-        object.__setattr__(params, "_packed", found)
+        if not any(value.requires_grad for value in params.values().values()):
+            object.__setattr__(params, "_packed", found)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +26,9 @@ class _Tanh(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return torch.ops.aten.tanh_backward(gradient, y)
+
+
+_NARROW = 8  # outputs of a layer that is narrow
 
 
 class StackedMLP(nn.Module):
@@ -83,6 +86,61 @@ class StackedMLP(nn.Module):
             if index < last or self.final_tanh:
                 x = _Tanh.apply(x)
         return x
+
+    @torch.no_grad()
+    def run(self, x: Tensor, first: int | None = None, *, kept: list[Tensor] | None = None) -> Tensor:
+        """As `forward`, without autograd; `kept` gets all layers, for `backward_`.
+
+        Training is many updates of small networks, whose time goes into operations and memory around the products:
+        here narrow layers are turned about, and what is not kept makes room for the next layer.
+        """
+        last = len(self.weights) - 1
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if kept is not None:
+                kept.append(x)
+            weight, bias = weight[:first], bias[:first]
+            if weight.shape[2] > _NARROW:
+                x = torch.baddbmm(bias, x, weight)
+            else:
+                x = torch.baddbmm(bias.mT, weight.mT, x.mT).mT.contiguous()
+            if index < last or self.final_tanh:
+                x = x.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, several times faster
+        if kept is not None:
+            kept.append(x)
+        return x
+
+    @torch.no_grad()
+    def backward_(self, layers: list[Tensor], gradient: Tensor) -> None:
+        """Set the gradients of all parameters.
+
+        Args:
+            layers: Kept by `run`, of all networks.
+            gradient: Of the loss, with respect to the output.
+        """
+        for index, slope in self._descent(layers, gradient):
+            weight, bias, x = self.weights[index], self.biases[index], layers[index]
+            if weight.shape[2] > _NARROW:
+                product = torch.bmm(x.mT, slope)
+            else:
+                product = torch.bmm(slope.mT, x).mT.contiguous()
+            weight.grad, bias.grad = product.to(weight.dtype), slope.sum(1, keepdim=True).to(bias.dtype)
+
+    @torch.no_grad()
+    def input_gradient(self, layers: list[Tensor], gradient: Tensor, columns: slice) -> Tensor:
+        """The gradient with respect to some columns of the input, of the networks that were run."""
+        *_, (_, slope) = self._descent(layers, gradient)
+        return torch.bmm(slope, self.weights[0][: len(gradient), columns].mT)
+
+    def _descent(self, layers: list[Tensor], gradient: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The gradient with respect to what each layer does before its tanh, the last layer first."""
+        last = len(self.weights) - 1
+        for index in range(last, -1, -1):
+            if index < last or self.final_tanh:
+                gradient = torch.ops.aten.tanh_backward(gradient, layers[index + 1])
+            yield index, gradient
+            if index:
+                weight = self.weights[index][: len(gradient)].mT
+                gradient = gradient * weight if weight.shape[1] == 1 else torch.bmm(gradient, weight)
 
     def network(self, index: int) -> nn.Sequential:
         """A copy of one network as plain torch layers."""

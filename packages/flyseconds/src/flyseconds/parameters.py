@@ -264,11 +264,12 @@ class QuadrotorParams:
         # Not functools.cached_property: torch.compile cannot trace the lock it takes on Python 3.11.
         found: Constants | None = getattr(self, "_constants", None)
         if found is None:
-            found = self._computed_constants()
+            found = self.computed_constants()
             object.__setattr__(self, "_constants", found)
         return found
 
-    def _computed_constants(self) -> Constants:
+    def computed_constants(self) -> Constants:
+        """`constants`, computed anew."""
         arms = torch.linalg.cross(self.rotor_positions, self.rotor_thrust_directions, dim=-1)
         torques = self.torque_constant[..., None, None] * self.rotor_torque_directions + arms
         forces = self.rotor_thrust_directions.expand_as(torques)

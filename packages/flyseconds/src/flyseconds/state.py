@@ -15,6 +15,7 @@ from flyseconds.parameters import QuadrotorParams
 
 ACTION_DIM = 4
 HISTORY_LENGTH = 32
+MOTION_DIM, DISTURBANCE_DIM = 17, 6
 
 # Rows of the feature-major state.
 POSITION, ORIENTATION, VELOCITY = slice(0, 3), slice(3, 7), slice(7, 10)

@@ -164,9 +164,9 @@ class TD3Agent(nn.Module):
         self.actor.biases[0].mul_(growth)
         return factor.contiguous()
 
-    def _act(self, actor: StackedMLP, observation: Tensor) -> Tensor:
+    def _act(self, actor: StackedMLP, observation: Tensor, kept: list[Tensor] | None = None) -> Tensor:
         observation = self._with_agents(observation)
-        return actor(observation if self.visible is None else observation * self.visible)
+        return actor.run(observation if self.visible is None else observation * self.visible, kept=kept)
 
     @torch.no_grad()
     def act(self, observation: Tensor) -> Tensor:
@@ -188,6 +188,7 @@ class TD3Agent(nn.Module):
             first.weight.data.mul_(self.visible[index])
         return network
 
+    @torch.no_grad()
     def update_critics(self, batch: Batch) -> Tensor:
         """One step on the squared temporal-difference error of both critics.
 
@@ -200,20 +201,21 @@ class TD3Agent(nn.Module):
             The loss of each agent, the sum over its critics of the mean over the batch: (A,) or ().
         """
         critic_input, next_critic_input = self._critic_inputs(batch)
-        with torch.no_grad():
-            action = self._act(self.target_actor, batch.next_observation)
-            clip = self.noise_scale * self.target_noise_clip
-            noise = self.noise_scale * self.target_noise * self._normal(action)
-            action = (action + noise.clamp_(-clip, clip)).clamp_(-1, 1)
-            value = self._values(self.target_critics, next_critic_input, action).amin(0)
-            terminated = self._with_agents(batch.terminated, 1).bool()
-            target = self._with_agents(batch.reward, 1) + self.discount * value.masked_fill(terminated, 0)
-        values = self._values(self.critics, critic_input, self._with_agents(batch.action))
-        losses = (values - target).square().mean(2).sum(0)
-        _descend(losses.sum(), self.critics, self.critic_optimizer)
+        action = self._act(self.target_actor, batch.next_observation)
+        clip = self.noise_scale * self.target_noise_clip
+        noise = self.noise_scale * self.target_noise * self._normal(action)
+        action = action.add_(noise.clamp_(-clip, clip)).clamp_(-1, 1)
+        value = self._values(self.target_critics, next_critic_input, action).amin(0)
+        terminated = self._with_agents(batch.terminated, 1).bool()
+        target = self._with_agents(batch.reward, 1) + self.discount * value.masked_fill(terminated, 0)
+        kept: list[Tensor] = []
+        error = self._values(self.critics, critic_input, self._with_agents(batch.action), kept) - target
+        self.critics.backward_(kept, (error * (2 / error.shape[2])).view_as(kept[-1]))
+        self.critic_optimizer.step()
         self._follow(self.target_critics, self.critics)
-        return self._without_agents(losses.detach())
+        return self._without_agents(error.square_().mean(2).sum(0))
 
+    @torch.no_grad()
     def update_actor(self, batch: Batch) -> Tensor:
         """One step of deterministic policy gradient up the first critic; the target actor follows.
 
@@ -223,12 +225,17 @@ class TD3Agent(nn.Module):
         Returns:
             The loss, the mean of -Q_1(s, pi(o)), of each agent, (A,) or ().
         """
-        action = self._act(self.actor, batch.observation)
+        actor: list[Tensor] = []
+        critics: list[Tensor] = []
+        action = self._act(self.actor, batch.observation, actor)
         inputs = torch.cat([self._critic_inputs(batch)[0], action], -1)
-        losses = -self.critics(inputs, first=len(inputs)).mean((1, 2))
-        _descend(losses.sum(), self.actor, self.actor_optimizer)
+        values = self.critics.run(inputs, len(inputs), kept=critics)
+        gradient = torch.full_like(values, -1 / inputs.shape[1])
+        gradient = self.critics.input_gradient(critics, gradient, slice(-self.action_dim, None))
+        self.actor.backward_(actor, gradient)
+        self.actor_optimizer.step()
         self._follow(self.target_actor, self.actor)
-        return self._without_agents(losses.detach())
+        return self._without_agents(-values.mean((1, 2)))
 
     def training_state(self) -> dict[str, Any]:
         """Everything that training goes on from: networks, both optimizers, noise and generator.
@@ -273,10 +280,12 @@ class TD3Agent(nn.Module):
             return self._with_agents(batch.privileged), self._with_agents(batch.next_privileged)
         return self._with_agents(batch.observation), self._with_agents(batch.next_observation)
 
-    def _values(self, critics: StackedMLP, observation: Tensor, action: Tensor) -> Tensor:
+    def _values(
+        self, critics: StackedMLP, observation: Tensor, action: Tensor, kept: list[Tensor] | None = None
+    ) -> Tensor:
         """Both critics of every agent: (2, A, B)."""
         inputs = torch.cat([observation, action], -1)
-        return critics(torch.cat([inputs, inputs])).view(2, *inputs.shape[:2])
+        return critics.run(torch.cat([inputs, inputs]), kept=kept).view(2, *inputs.shape[:2])
 
     @torch.no_grad()
     def _follow(self, target: StackedMLP, source: StackedMLP) -> None:
@@ -307,9 +316,3 @@ def _adamw(network: StackedMLP, learning_rate: float, weight_decay: float) -> to
     return torch.optim.AdamW(
         groups, lr=learning_rate, fused=network.weights[0].device.type in ("cpu", "cuda")
     )
-
-
-def _descend(loss: Tensor, network: StackedMLP, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    loss.backward(inputs=list(network.parameters()))
-    optimizer.step()

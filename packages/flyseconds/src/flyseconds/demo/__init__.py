@@ -1,4 +1,4 @@
-"""The evidence: the whole recipe against itself without history, curriculum or asymmetric critic."""
+"""The evidence: the whole recipe against itself without history or asymmetric critic."""
 
 from __future__ import annotations
 
@@ -143,7 +143,9 @@ def _setting(size: Size) -> dict[str, Any]:
         "data": "simulated Crazyflie 2 with the paper's parameters, disturbances, observation noise and motor lag",
         "model": "actor 146-64-64-4 and two critics (28 + 4)-64-64-1, tanh",
         "budget": f"{size.steps:,} environment steps, {critic_updates:,} critic and {actor_updates:,} actor updates "
-        f"of batch 256 for every variant, {size.seeds} seed(s), {size.num_envs} vehicle(s) per agent",
+        f"of batch 256 for every variant, {size.seeds} seed(s), {size.num_envs} vehicle(s) per agent; the policy of "
+        f"every variant is the best of the last {size.last_checkpoints} checkpoints, {size.report_every:,} steps "
+        f"apart, by the position error in {size.episodes} episodes that are not those it is judged by",
         "evaluation": f"{4 * size.episodes} episodes per agent of {0.01 * size.episode_steps:g} s with disturbances "
         "and noise, and again without disturbances; an episode that left the bounds counts as an error of 0.6 m "
         "(hover) or 2 m (figure eight)",

@@ -44,6 +44,7 @@ def _train_group(
     agent = _agent(members, size, generator)
     found = [Trained(variant.name, variant.role) for variant in members]
     label = " + ".join(variant.name for variant in members)
+    best = Best(agent)
     trained_for, began = 0.0, time.perf_counter()
     for report in train(
         env,
@@ -65,10 +66,40 @@ def _train_group(
             trained.flight_time.append(0.01 * part["length"])
             trained.position_error.append(part["position_error"])
             trained.survival.append(100 * part["survived"])
+        if report.step > size.steps - size.last_checkpoints * size.report_every:
+            best.offer([each["position_error"] for each in means(episodes, len(members) * size.seeds)])
         progress(0.95 * report.step / size.steps, f"{label}: {report.step:,} steps".replace(",", " "))
         began = time.perf_counter()
+    best.restore()
     _measure(found, agent, world, size, seed)
     return found
+
+
+class Best:
+    """The actors of a stack at those checkpoints where each of them had the smallest position error.
+
+    The error is that of the evaluations in the course of training, in which an episode that left the bounds counts as
+    0.6 m; the flights after training are from other initial states.
+    """
+
+    def __init__(self, agent: TD3Agent) -> None:
+        self._actor = agent.actor
+        self._kept = [parameter.detach().clone() for parameter in agent.actor.parameters()]
+        self._errors = torch.full((len(self._kept[0]),), torch.inf)
+
+    def offer(self, errors: Sequence[float]) -> None:
+        """Keep the actors that are better than before, as they are now."""
+        found = torch.tensor(errors)
+        better = found < self._errors
+        self._errors[better] = found[better]
+        for kept, parameter in zip(self._kept, self._actor.parameters(), strict=True):
+            kept[better] = parameter.detach()[better]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the kept actors in their places."""
+        for kept, parameter in zip(self._kept, self._actor.parameters(), strict=True):
+            parameter.copy_(kept)
 
 
 def _environment(

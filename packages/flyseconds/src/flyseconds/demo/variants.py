@@ -23,15 +23,16 @@ class Size:
     starts: tuple[int, int]  # of the critics and of the actor, in environment steps
     report_every: int
     episodes: int  # per evaluation during training; four times as many at the end
+    last_checkpoints: int  # how many of the last evaluations the policy is chosen by
     episode_steps: int = EPISODE_STEPS
     tracking_steps: int = 1100  # two rounds of the figure eight
     two_processes: bool = True
 
 
 SIZES = {
-    "smoke": Size(960, 16, 1, (480, 640), 480, 2, 30, 30, two_processes=False),
-    "laptop": Size(300_000, 64, 1, (15_000, 30_000), 25_000, 50),
-    "paper": Size(300_000, 1, 10, (15_000, 30_000), 25_000, 100),
+    "smoke": Size(960, 16, 1, (480, 640), 480, 2, 2, 30, 30, two_processes=False),
+    "laptop": Size(300_000, 64, 1, (15_000, 30_000), 12_500, 50, 8),
+    "paper": Size(300_000, 1, 10, (15_000, 30_000), 12_500, 100, 8),
 }
 
 
@@ -64,11 +65,11 @@ FULL = "full recipe"
 MAIN_VARIANTS = (
     Variant(FULL, "method"),
     Variant("no action history", history=False),
-    Variant("no curriculum", curriculum=RewardCurriculum.constant(RewardWeights.target())),
     Variant("symmetric critic", symmetric=True),
 )
 ALL_ABLATIONS = (
     *MAIN_VARIANTS,
+    Variant("no curriculum", "ablation", curriculum=RewardCurriculum.constant(RewardWeights.target())),
     Variant("initial reward only", "ablation", curriculum=RewardCurriculum.constant(RewardWeights.initial())),
     Variant("rewards not relabelled", "ablation", relabel=False),
     Variant("no disturbance", "ablation", init=InitSpec(force_std=0.0, torque_std=0.0)),
