@@ -59,5 +59,10 @@ def conditions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     score = {row["name"]: row["score"] for row in rows}
     ahead = score["perceptualreward"] - score["baseline"]
     return [
-        {"says": "perceptualreward is ahead of the baseline", "figure": ahead, "needs": "> 0", "holds": ahead > 0}
+        {
+            "says": "perceptualreward is ahead of the baseline",
+            "figure": ahead,
+            "needs": "> 0",
+            "holds": ahead > 0,
+        }
     ]
