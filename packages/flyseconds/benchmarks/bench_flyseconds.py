@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from peers import HOVER, PAPER, NumpyVehicle, c_runner, numpy_loop, numpy_step
+from peers import COMPILER, HOVER, PAPER, NumpyVehicle, c_runner, numpy_loop, numpy_step
 
 from flyseconds import (
     Batch,
@@ -15,6 +15,7 @@ from flyseconds import (
     QuadState,
     ReplayBuffer,
     TD3Agent,
+    native,
     rk4,
     sample_initial,
     step,
@@ -41,12 +42,16 @@ def compiled():
 @cache
 def simulator_cases(count, kind, peer):
     """Advance the same vehicles by one step, after asserting that both come to the same state."""
+    if kind == "native" and not native.available():
+        pytest.skip("flyseconds was installed without its step in C")
+    if peer == "plain C" and COMPILER is None:
+        pytest.skip("there is no C compiler for the peer")
     state, action = vehicles(count)
     integrator = compiled() if kind == "compiled" else "rk4"
     held = [QuadState(state.motion, state.disturbance, state.history.copy())]
 
     def ours():
-        held[0] = step(held[0], action, PAPER, integrator=integrator)
+        held[0] = step(held[0], action, PAPER, integrator=integrator, native=kind == "native")
 
     problem = state.motion.numpy(), state.disturbance.numpy(), action.mT.contiguous().numpy()
     if peer == "plain C":
@@ -71,11 +76,14 @@ NAMES = {
     "numpy loop": "a numpy loop over the vehicles",
 }
 SIMULATORS = [
+    (64, "native", "plain C", 500),
+    (4_096, "native", "plain C", 100),
+    (65_536, "native", "plain C", 20),
+    (64, "native", "vectorised numpy", 200),
+    (1, "native", "vectorised numpy", 200),
     (64, "eager", "plain C", 200),
     (65_536, "compiled", "plain C", 20),
     (4_096, "eager", "vectorised numpy", 40),
-    (64, "eager", "vectorised numpy", 200),
-    (1, "eager", "vectorised numpy", 200),
     (64, "eager", "numpy loop", 10),
 ]
 
@@ -131,7 +139,7 @@ def l2f_cases(count, kind):
     held = [state]
 
     def ours():
-        held[0] = step(held[0], action, params, integrator=integrator)
+        held[0] = step(held[0], action, params, integrator=integrator, native=kind == "native")
         return held[0]
 
     array = action.numpy()
@@ -168,23 +176,36 @@ def test_compiled_simulator_against_l2f(benchmark, case):
 
 
 @both
-@pytest.mark.benchmark(group="simulator step against l2f, 64 vehicles, eager")
-def test_eager_simulator_against_l2f(benchmark, case):
-    compare_with_l2f(benchmark, case, 64, "eager")
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(
+            each, marks=pytest.mark.benchmark(group=f"simulator step against l2f, {each:,} vehicles, native")
+        )
+        for each in (64, 8_192)
+    ],
+)
+def test_native_simulator_against_l2f(benchmark, case, count):
+    compare_with_l2f(benchmark, case, count, "native")
 
 
 # --- the whole step of the environment -----------------------------------------------------------------
 
 
+OPTIONS = {"native": {"native": True}, "compiled": {"compile": True}, "eager": {"native": False}}
+
+
 @cache
-def environments(count):
-    """The same environment compiled and eager, in the midst of their episodes, of which many end."""
+def environments(count, kinds):
+    """The same environment, stepped in two ways, in the midst of their episodes, of which many end."""
+    if "native" in kinds and not native.available():
+        pytest.skip("flyseconds was installed without its step in C")
     found = {}
     actions = [
         HOVER + 0.1 * torch.randn(count, 4, generator=torch.Generator().manual_seed(k)) for k in range(100)
     ]
-    for case, how in (("ours", True), ("peer", False)):
-        env = QuadrotorVectorEnv(count, compile=how, generator=torch.Generator().manual_seed(0))
+    for case, kind in zip(("ours", "peer"), kinds, strict=True):
+        env = QuadrotorVectorEnv(count, generator=torch.Generator().manual_seed(0), **OPTIONS[kind])
         env.reset_tensors()
         found[case] = env, [env.step_tensors(action) for action in actions]
     ends = 0
@@ -201,34 +222,45 @@ def hundred_steps(env, actions):
         env.step_tensors(action)
 
 
+WAYS = [
+    (1, ("native", "eager")),
+    (64, ("native", "eager")),
+    (4_096, ("native", "eager")),
+    (64, ("native", "compiled")),
+    (64, ("compiled", "eager")),
+]
+
+
 @both
 @pytest.mark.parametrize(
-    "count",
+    ("count", "kinds"),
     [
         pytest.param(
-            each, marks=pytest.mark.benchmark(group=f"environment step, {each}, compiled against eager")
+            count,
+            kinds,
+            marks=pytest.mark.benchmark(group=f"environment step, {count:,}, {kinds[0]} against {kinds[1]}"),
         )
-        for each in (1, 64, 256)
+        for count, kinds in WAYS
     ],
 )
-def test_compiled_environment(benchmark, case, count):
-    envs, actions = environments(count)
+def test_environment(benchmark, case, count, kinds):
+    envs, actions = environments(count, kinds)
     benchmark.pedantic(hundred_steps, (envs[case], actions), rounds=7, warmup_rounds=1)
     benchmark.extra_info.update(
         case=case,
-        peer="the same environment, eager",
-        size=f"{count} vehicle{'s' * (count > 1)}, 100 steps with resets, compiled",
+        peer=f"the same environment, {kinds[1]}",
+        size=f"{count:,} vehicle{'s' * (count > 1)}, 100 steps with resets, {kinds[0]}",
     )
 
 
 @cache
 def hovering(count):
-    """Vehicles that stay in the bounds, compiled, and each of them as an environment in numpy."""
+    """Vehicles that stay in the bounds, and each of them as an environment in numpy."""
     still = InitSpec(
         max_position=0.1, max_angle=0.1, max_velocity=0.1, max_angular_velocity=0.1, action=HOVER
     )
     env = QuadrotorVectorEnv(
-        count, init=still, noise=None, max_episode_steps=None, compile=True,
+        count, init=still, noise=None, max_episode_steps=None,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     env.reset_tensors()
@@ -256,14 +288,16 @@ def hovering(count):
 
 
 @both
-@pytest.mark.benchmark(group="environment step, 64, compiled against a numpy loop")
-def test_compiled_environment_against_a_loop(benchmark, case):
+@pytest.mark.benchmark(group="environment step, 64, against a numpy loop")
+def test_environment_against_a_loop(benchmark, case):
     run = hovering(64)[case]
     benchmark.pedantic(run, rounds=40 if case == "ours" else 7, warmup_rounds=1)
     benchmark.extra_info.update(
         case=case,
         peer="a numpy loop over the vehicles",
-        size="64 vehicles, one step without resets, compiled",
+        size="64 vehicles, one step without resets, native"
+        if native.available()
+        else "64 vehicles, one step, eager",
     )
 
 
