@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,18 @@ from emulatedft.choosing import Chooser, Warp, Warper
 from emulatedft.deltas import Delta, Ensemble, Reading, check_count, check_deltas, check_prompt
 from emulatedft.distribution import small_scale
 from emulatedft.streams import Model
+
+Stop = Callable[[Tensor, Any], Any]
+
+
+class Streamer(Protocol):
+    """What watches text as it comes, as transformers' streamers do."""
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt (batch, length), then tokens (batch,)."""
+
+    def end(self) -> None:
+        """Know that nothing more comes."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,8 @@ def eft_generate(
     attention_mask: Tensor | None = None,
     vocab_size: int | None = None,
     diagnostics: bool = False,
+    stopping_criteria: Stop | Sequence[Stop] = (),
+    streamer: Streamer | None = None,
 ) -> EFTOutput:
     """Sample from emulated fine-tuning (arXiv 2310.12962, equation 4), one token at a time.
 
@@ -79,6 +94,11 @@ def eft_generate(
         attention_mask: (batch, length), 0 at padding (Hugging Face models only).
         vocab_size: Number of tokens all models share, where some have more rows of padding than others.
         diagnostics: Measure `tv`, `kl` and `log_ratio` of every token, before warping.
+        stopping_criteria: What ends a row besides: one or a list of functions of (ids (batch, length), None) that give
+            (batch,) bool or one bool for all, as transformers' criteria do; stop strings are its
+            `StopStringCriteria(tokenizer, strings)`. Asked after each token, with the guided model's text.
+        streamer: Given the prompt by `put`, then (batch,) tokens as they become final, and told the `end`, such as
+            transformers' `TextStreamer`.
 
     Returns:
         The new tokens and what was measured.
@@ -97,12 +117,12 @@ def eft_generate(
     _check(input_ids, attention_mask, max_new_tokens)
     ensemble = Ensemble(base, deltas, input_ids, attention_mask, top_p, vocab_size)
     chooser = Chooser(do_sample, Warper(warp, suppress_tokens), generator)
-    rows = _Rows(input_ids, eos_token_id, pad_token_id, diagnostics)
+    rows = _Rows(input_ids, eos_token_id, pad_token_id, diagnostics, stopping_criteria, streamer)
     while len(rows) < max_new_tokens and not rows.finished:
         reading = ensemble.read(1)
         tokens = chooser.choose(reading.scores(), ensemble.text, len(rows))
         rows.add(tokens, reading)
-        if len(rows.ends) > 0:  # so that the tokens were looked at; else no step waits for a device
+        if rows.watched:  # so that the tokens were looked at; else no step waits for a device
             chooser.check()
         ensemble.append(tokens)
         chooser.forget(len(rows))
@@ -130,6 +150,8 @@ def speculative_generate(
     attention_mask: Tensor | None = None,
     vocab_size: int | None = None,
     diagnostics: bool = False,
+    stopping_criteria: Stop | Sequence[Stop] = (),
+    streamer: Streamer | None = None,
 ) -> EFTOutput:
     """Sample from emulated fine-tuning with few calls of the large model (arXiv 2310.12962, section 4.4).
 
@@ -164,6 +186,8 @@ def speculative_generate(
         attention_mask: (batch, length), 0 at padding.
         vocab_size: Number of tokens all models share.
         diagnostics: Measure every token.
+        stopping_criteria: See `eft_generate`; rows end where they end there.
+        streamer: See `eft_generate`; only tokens that are kept are put.
 
     Returns:
         The new tokens, and how many were drafted, accepted and how often the base was called.
@@ -179,7 +203,7 @@ def speculative_generate(
     ensemble = Ensemble(base, deltas, input_ids, attention_mask, top_p, vocab_size)
     chooser = Chooser(do_sample, Warper(warp, suppress_tokens), generator)
     coupled = rule == "coupled" or not do_sample
-    rows = _Rows(input_ids, eos_token_id, pad_token_id, diagnostics)
+    rows = _Rows(input_ids, eos_token_id, pad_token_id, diagnostics, stopping_criteria, streamer)
     drafted = accepted = 0
     while len(rows) < max_new_tokens and not rows.finished:
         count = min(block, max_new_tokens - len(rows))
@@ -257,24 +281,36 @@ class _Rows:
     """The rows of new tokens, which end one by one, and what is measured of them."""
 
     def __init__(
-        self, prompt: Tensor, eos: int | Sequence[int] | None, pad: int | None, diagnostics: bool
+        self,
+        prompt: Tensor,
+        eos: int | Sequence[int] | None,
+        pad: int | None,
+        diagnostics: bool,
+        criteria: Stop | Sequence[Stop],
+        streamer: Streamer | None,
     ) -> None:
         ends = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
         self.ends = torch.tensor(ends, device=prompt.device, dtype=torch.long)
         self.pad = pad if pad is not None else ends[0] if ends else 0
+        self.criteria = _criteria(criteria)
+        self.watched = bool(ends or self.criteria)
+        self.streamer = _checked_streamer(streamer)
         self.ended = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
         self.finished = False
-        self._parts: list[Tensor] = []
+        self._prompt, self._parts = prompt, list[Tensor]()
         self._length = 0
         self._measures: list[Tensor] | None = [] if diagnostics else None
+        if self.streamer is not None:
+            self.streamer.put(prompt.cpu())
 
     def __len__(self) -> int:
         return self._length
 
     def add(self, new: Tensor, reading: Reading) -> None:
         """Append (batch, K) tokens, drawn from these distributions, up to where the last row ends."""
-        if len(self.ends) > 0:
+        if self.watched:
             is_end = torch.isin(new, self.ends)
+            is_end = is_end | self._stopped(new, is_end) if self.criteria else is_end
             over = self.ended[:, None] | ((is_end.long().cumsum(1) - is_end.long()) > 0)
             over_after = over | is_end
             # Some row still goes on before each position that is needed.
@@ -286,11 +322,52 @@ class _Rows:
         self._length += new.shape[1]
         if self._measures is not None:
             self._measures.append(_measure(new, reading[: new.shape[1]]))
+        if self.streamer is not None:
+            for tokens in new.cpu().unbind(1):
+                self.streamer.put(tokens)
+
+    def _stopped(self, new: Tensor, is_end: Tensor) -> Tensor:
+        """After which of (batch, K) tokens a criterion ends a row; each is asked with padding where rows have ended."""
+        text, ended, found = torch.cat([self._prompt, *self._parts], dim=1), self.ended, []
+        for tokens, at_end in zip(new.unbind(1), is_end.unbind(1), strict=True):
+            text = torch.cat([text, tokens.masked_fill(ended, self.pad)[:, None]], dim=1)
+            stop = torch.zeros_like(ended)
+            for criterion in self.criteria:
+                stop = stop | _verdict(criterion(text, None), ended)
+            found.append(stop)
+            ended = ended | at_end | stop
+        return torch.stack(found, dim=1)
 
     def output(self, drafted: int, accepted: int, base_calls: int) -> EFTOutput:
         """All of it."""
+        if self.streamer is not None:
+            self.streamer.end()
         measures = [None] * 3 if self._measures is None else list(torch.cat(self._measures, dim=-1).unbind(0))
         return EFTOutput(torch.cat(self._parts, dim=1), drafted, accepted, base_calls, *measures)
+
+
+def _criteria(criteria: Stop | Sequence[Stop]) -> list[Stop]:
+    # A transformers StoppingCriteriaList is a list, and can be called as well.
+    found = list(criteria) if isinstance(criteria, Sequence) else [criteria]
+    for one in found:
+        if not callable(one):
+            raise TypeError(f"stopping_criteria must be functions of (ids, scores), got {type(one).__name__}")
+    return found
+
+
+def _checked_streamer(streamer: Streamer | None) -> Streamer | None:
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise TypeError(f"streamer must have put and end, got {type(streamer).__name__}")
+    return streamer
+
+
+def _verdict(told: Any, ended: Tensor) -> Tensor:
+    found = torch.as_tensor(told, device=ended.device)
+    if found.dtype != torch.bool or found.shape not in ((), ended.shape):
+        raise ValueError(
+            f"stopping_criteria must give bool, one or {tuple(ended.shape)}, got {found.dtype} {tuple(found.shape)}"
+        )
+    return found
 
 
 def _draft(

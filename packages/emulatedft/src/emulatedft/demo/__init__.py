@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from emulatedft.decoding import EFTOutput, eft_generate, speculative_generate, sweep
-from emulatedft.deltas import Delta
+from emulatedft.deltas import Delta, Ensemble
 from emulatedft.demo.judgement import conditions
 from emulatedft.demo.tasks import SIZES, Dial, Example, Progress, Task, llama, python_manual
 from emulatedft.scoring import eft_logprobs
@@ -207,19 +207,27 @@ def _decode(task: Task, generator: torch.Generator, report: Progress) -> dict[st
 
 
 def _dial(task: Task, dial: Dial, generator: torch.Generator) -> list[Row]:
-    """Samples between two behaviours: lower case (weight l) and no punctuation (weight 1 - l)."""
+    """Samples between two behaviours: lower case (weight l) and no punctuation (weight 1 - l).
+
+    What is told is the probability of capitals and of punctuation along the samples, which is what counting the
+    tokens estimates, without the noise of rare ones.
+    """
     deltas = [Delta(dial.first_ft, task.small), Delta(dial.second_ft, task.small)]
     settings = [(share, 1 - share) for share in DIALS]
     rows = []
-    for (share, _), output in sweep(
+    for weights, output in sweep(
         task.large, deltas, settings, dial.prompts, generator=generator, max_new_tokens=task.num_new_tokens
     ):
+        turned = [replace(delta, weight=weight) for delta, weight in zip(deltas, weights, strict=True)]
+        text = torch.cat([dial.prompts, output.tokens[:, :-1]], dim=1)
+        reading = Ensemble(task.large, turned, text, None, 1.0, None).read(output.tokens.shape[1])
+        prob = reading.scores().double().softmax(-1)
         rows.append(
             {
-                "name": f"EFT dial at {share}",
+                "name": f"EFT dial at {weights[0]}",
                 "role": "method",
-                "capitals": 100 * dial.capitals[output.tokens].double().mean().item(),
-                "punctuation": 100 * dial.punctuation[output.tokens].double().mean().item(),
+                "capitals": 100 * prob[..., dial.capitals].sum(-1).mean().item(),
+                "punctuation": 100 * prob[..., dial.punctuation].sum(-1).mean().item(),
             }
         )
     return rows
