@@ -133,7 +133,8 @@ def test_identities_and_linear_layers_in_a_row_are_carried():
 @pytest.fixture
 def field():
     mlp = tanh_mlp(3, 1, width=6, depth=2, generator=torch.Generator().manual_seed(0))
-    return mlp, lambda x: fast_derivatives(mlp, PeriodicFeatures(), x, x)
+    features = PeriodicFeatures()
+    return mlp, lambda x: fast_derivatives(mlp, features, x, x)
 
 
 def test_transforms_see_the_operations(field):

@@ -36,8 +36,8 @@ class _Stage(NamedTuple):
 def carry(layers: Sequence[nn.Module], rows: Tensor, dimensions: int) -> Tensor:
     """Carry rows as `carry_traced` does, in less time where only ordinary autograd watches."""
     layers = [layer for layer in layers if not isinstance(layer, nn.Identity)]
-    rules = _rules(layers)
-    if rules is None or not _is_plain_reverse_mode(rows, layers):
+    rules = _rules(layers) if _is_plain_reverse_mode(rows, layers) else None
+    if rules is None:
         return carry_traced(steps(layers), rows, dimensions)
     parameters = [
         part for layer in layers if isinstance(layer, nn.Linear) for part in (layer.weight, layer.bias)
