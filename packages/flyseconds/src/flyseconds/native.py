@@ -129,10 +129,7 @@ def obstacle(state: QuadState, action: Tensor, params: QuadrotorParams, integrat
     shapes = motion.shape[0], *state.disturbance.shape, *slots.shape[1:]
     if shapes != (MOTION_DIM, DISTURBANCE_DIM, n, ACTION_DIM, n) or not slots.is_contiguous():
         return "the state must hold (17, B) motion, (6, B) disturbances and a history of as many vehicles"
-    if torch.is_grad_enabled() and (
-        any(each.requires_grad for each in tensors)
-        or any(value.requires_grad for value in params.values().values())
-    ):
+    if torch.is_grad_enabled() and (params.is_learned or any(each.requires_grad for each in tensors)):
         return "gradients need torch's own operations"
     return None if available() else MISSING
 
@@ -308,7 +305,7 @@ def packed_params(params: QuadrotorParams) -> Tensor:
         )  # fmt: skip
         wide = [row if row.ndim == 2 else row.reshape(1, -1) for row in rows]
         found = torch.cat([row.expand(-1, count) for row in wide]).contiguous()
-        if not any(value.requires_grad for value in params.values().values()):
+        if not params.is_learned:
             object.__setattr__(params, "_packed", found)
     return found
 

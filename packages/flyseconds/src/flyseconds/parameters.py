@@ -165,6 +165,11 @@ class QuadrotorParams:
         return found
 
     @property
+    def is_learned(self) -> bool:
+        """Whether some parameter requires gradients."""
+        return any(value.requires_grad for value in self.values().values())
+
+    @property
     def hover_action(self) -> Tensor:
         """The action () or (B,), the same for all rotors, whose thrust carries the weight.
 
@@ -265,7 +270,9 @@ class QuadrotorParams:
         found: Constants | None = getattr(self, "_constants", None)
         if found is None:
             found = self.computed_constants()
-            object.__setattr__(self, "_constants", found)
+            # What is computed without gradients must not stay where they may be asked for later.
+            if torch.is_grad_enabled() or not self.is_learned:
+                object.__setattr__(self, "_constants", found)
         return found
 
     def computed_constants(self) -> Constants:
