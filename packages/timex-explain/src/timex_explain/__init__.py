@@ -36,6 +36,7 @@ from timex_explain.masks import (
 )
 from timex_explain.objective import Objective, TimeXOutput
 from timex_explain.replacement import Replacement
+from timex_explain.summary import SaliencySummary, saliency_summary
 from timex_explain.synthetic import LabelledSeries, freq_shapes, low_variance, seq_comb
 from timex_explain.training import FitHistory, fit
 
@@ -49,6 +50,7 @@ __all__ = [
     "OcclusionCurve",
     "Replacement",
     "SaliencyScores",
+    "SaliencySummary",
     "SequenceEncoder",
     "TimeX",
     "TimeXOutput",
@@ -68,6 +70,7 @@ __all__ = [
     "occlusion_curve",
     "occlusion_saliency",
     "saliency_scores",
+    "saliency_summary",
     "seq_comb",
     "simclr_loss",
     "sparsity_loss",

@@ -26,6 +26,7 @@ from timex_explain._classifier import differentiable, evaluating
 from timex_explain.replacement import Replacement
 
 Classifier = Callable[[Tensor], Tensor]
+_OCCLUDED_AT_ONCE = 512  # series with one value replaced, in one pass
 
 
 def integrated_gradients(
@@ -125,7 +126,7 @@ def occlusion_saliency(
         target: (batch,), the class y.
         replacement: What a value is replaced by.
         num_draws: Draws per value.
-        generator: Source of the draws, on the device of `x`.
+        generator: Source of the draws, on the device of `x`. Small batches are passed several times at once.
 
     Returns:
         (batch, T, D), signed.
@@ -143,14 +144,17 @@ def occlusion_saliency(
     lost = torch.zeros_like(x, dtype=exact)
     logits = _logits_of(model, x, target)
     whole = logits.softmax(-1, dtype=exact)[rows, target]
+    values = torch.cartesian_prod(*(torch.arange(size, device=x.device) for size in x.shape[1:]))
     for _ in range(num_draws):
         drawn = replacement.draw(x, generator)
-        for time in range(x.shape[1]):
-            for sensor in range(x.shape[2]):
-                occluded = x.clone()
-                occluded[:, time, sensor] = drawn[:, time, sensor]
-                prob = _logits_of(model, occluded, target).softmax(-1, dtype=exact)
-                lost[:, time, sensor] += whole - prob[rows, target]
+        for part in values.split(max(1, _OCCLUDED_AT_ONCE // max(len(x), 1))):
+            times, sensors = part.T
+            numbers = torch.arange(len(part), device=x.device)
+            occluded = x.repeat(len(part), 1, 1, 1)
+            occluded[numbers, :, times, sensors] = drawn[:, times, sensors].T
+            logits = _logits_of(model, occluded.flatten(0, 1), target.repeat(len(part)))
+            prob = logits.softmax(-1, dtype=exact).unflatten(0, (len(part), len(x)))
+            lost[:, times, sensors] += (whole - prob[:, rows, target]).T
     return (lost / num_draws).to(x.dtype)
 
 
