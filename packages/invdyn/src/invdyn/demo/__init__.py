@@ -58,6 +58,4 @@ def conditions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     score = {row["name"]: row["score"] for row in rows}
     ahead = score["invdyn"] - score["baseline"]
-    return [
-        {"says": "invdyn is ahead of the baseline", "figure": ahead, "needs": "> 0", "holds": ahead > 0}
-    ]
+    return [{"says": "invdyn is ahead of the baseline", "figure": ahead, "needs": "> 0", "holds": ahead > 0}]
