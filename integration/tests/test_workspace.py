@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,19 @@ def test_stray_and_missing_files_of_a_wheel_are_named(repository):
         f"{wheel.name}: stray file alpha/py.typed",
         f"{wheel.name}: missing file alpha/other.py",
     ]
+
+
+def test_a_library_belongs_to_a_wheel_whose_package_has_its_source(repository):
+    archives, folder = release(repository, "alpha", run_tests=False), repository / "packages" / "alpha"
+    wheel = next(path for path in archives if path.suffix == ".whl")
+    library = "alpha/_native.so"
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr(library, b"")
+    assert archive_problems(wheel, folder) == [f"{wheel.name}: stray file {library}"]
+    (folder / "src" / "alpha" / "native.c").write_text("")
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("alpha/native.c", "")
+    assert archive_problems(wheel, folder) == []
 
 
 @pytest.mark.parametrize("name", ["Alpha", "a_b", "1a", "a--b", "../a", "", "class", "json", "a b", "torch"])

@@ -35,7 +35,7 @@ from timex_explain import (
     straight_through_bernoulli,
 )
 from timex_explain._classifier import may_recur
-from timex_explain._transformer import DecoderLayer, Dropout, EncoderLayer
+from timex_explain._transformer import DecoderLayer, EncoderLayer
 
 LENGTH, NUM_FEATURES = 12, 3
 
@@ -180,57 +180,6 @@ def test_transformer_layers_are_torchs():
     torch.testing.assert_close(
         decoder.eval()(x, memory, padding, padding[:, :4])[~padding], expected[~padding]
     )
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_is_torchs_in_all_but_its_draws(p, dtype):
-    layer, shape = Dropout(p), (7, 1001, 13)  # no multiple of the four draws of a number
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        x = torch.ones(shape, dtype=dtype).requires_grad_()
-        out = layer(x)
-        again = layer(x)
-        out.backward(torch.full_like(out, 2.0))
-    assert out.dtype == dtype
-    assert not torch.equal(out, again)
-    kept = out > 0
-    torch.testing.assert_close(out[kept], torch.full_like(out[kept], 1 / (1 - p)), rtol=1e-2, atol=0)
-    torch.testing.assert_close(x.grad, 2 * out)
-    size = out.numel()
-    four_sigma = 4 * (p * (1 - p)) ** 0.5
-    assert abs(kept.double().mean() - (1 - p)) < four_sigma / size**0.5 + 1e-5
-    flat = kept.flatten().double() - (1 - p)
-    for lag in (
-        1,
-        2,
-        3,
-        4,
-        5,
-        8,
-    ):  # the four draws of one number, and those of the next, know nothing of each other
-        assert abs((flat[lag:] * flat[:-lag]).mean()) < 4 * p * (1 - p) / size**0.5 + 1e-5
-
-
-def test_dropout_beyond_16_bits_and_in_evaluation_is_torchs():
-    x = torch.ones(3, 5)
-    assert torch.equal(Dropout(0.5).eval()(x), x)
-    assert torch.equal(Dropout(0.0)(x), x)
-    assert torch.equal(Dropout(1.0)(x), torch.zeros(3, 5))
-    assert Dropout(1e-7)(x).sum() > 13  # fewer than 16 bits can tell
-    assert Dropout(0.5)(x[:0]).shape == (0, 5)
-    exact = Dropout(0.5).double()(torch.ones(64, dtype=torch.float64))
-    assert set(exact.tolist()) <= {0.0, 2.0}
-
-
-def test_dropout_under_vmap_asks_for_a_mode_of_its_draws_as_torchs_does():
-    x, layer = torch.ones(4, 400), Dropout(0.5)
-    with pytest.raises(RuntimeError, match="random"):
-        torch.func.vmap(layer)(x)
-    different = torch.func.vmap(layer, randomness="different")(x)
-    assert not torch.equal(different[0], different[1])
-    same = torch.func.vmap(layer, randomness="same")(x)
-    assert torch.equal(same[0], same[1])
 
 
 def test_one_sensor_has_a_softmax_over_two_and_several_have_sigmoids():

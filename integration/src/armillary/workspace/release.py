@@ -116,7 +116,7 @@ def archive_problems(path: Path, folder: Path) -> list[str]:
     if path.suffix == ".whl":
         names = set(zipfile.ZipFile(path).namelist())
         info = {name for name in names if re.match(r"[^/]+\.dist-info/", name)}
-        stray, missing = names - info - expected, expected - names
+        stray, missing = names - info - expected - _compiled(names, source), expected - names
         if not any(name.endswith("/licenses/LICENSE") for name in info):
             missing.add("LICENSE")
     else:
@@ -130,6 +130,13 @@ def archive_problems(path: Path, folder: Path) -> list[str]:
     return [f"{path.name}: stray file {name}" for name in sorted(stray)] + [
         f"{path.name}: missing file {name}" for name in sorted(missing)
     ]
+
+
+def _compiled(names: set[str], source: Path) -> set[str]:
+    """The libraries in a wheel that its own build compiles, from C files among the package's modules."""
+    if not any(source.glob("*.c")):
+        return set()
+    return {name for name in names if re.fullmatch(rf"{source.name}/_\w+\.(so|dylib)", name)}
 
 
 def _twine_problems(archives: list[Path]) -> list[str]:

@@ -120,6 +120,7 @@ class PerceptualReward(StepReward):
     index: Tensor
     mu: Tensor
     sigma: Tensor
+    level: Tensor
     scale: Tensor
 
     def __init__(
@@ -141,6 +142,7 @@ class PerceptualReward(StepReward):
         self.register_buffer("index", torch.zeros(shape, dtype=torch.long))
         self.register_buffer("mu", torch.zeros(shape))
         self.register_buffer("sigma", torch.ones(shape))
+        self.register_buffer("level", torch.zeros(self.n_steps))
         self.register_buffer("scale", torch.ones(self.n_steps))
 
     @classmethod
@@ -200,9 +202,9 @@ class PerceptualReward(StepReward):
         reward.sigma.copy_(moments.std.gather(1, index).clamp_min(LEAST_STD))
         rewards = reward._quadratic(frames)
         for step in range(n_steps):
-            # At the 5th percentile of its own frames a step's squashed reward is 1 / e.
-            low = rewards[labels == step, step].double().quantile(0.05)
-            reward.scale[step] = (-low).clamp_min(1e-6)
+            own = rewards[labels == step, step].double()
+            reward.level[step] = own.quantile(0.5)
+            reward.scale[step] = (own.quantile(0.5) - own.quantile(0.05)).clamp_min(1e-6)
         return reward
 
     def step_rewards(self, x: Tensor, *, squashed: bool = False) -> Tensor:
@@ -210,8 +212,8 @@ class PerceptualReward(StepReward):
 
         Args:
             x: (..., F) features.
-            squashed: exp(R_g / tau_g) in [0, 1], with -tau_g the 5th percentile of R_g over the step's own training
-                frames: most of these are above 1 / e.
+            squashed: exp(min(R_g - a_g, 0) / tau_g) in [0, 1], with a_g the median of R_g over the step's own training
+                frames and a_g - tau_g their 5th percentile: half of these are at 1, and most above 1 / e.
 
         Returns:
             (..., n), in the dtype of the module's buffers; at most zero, unless `include_logdet`.
@@ -222,7 +224,7 @@ class PerceptualReward(StepReward):
         """
         rewards = self._quadratic(self._checked(x))
         if squashed:
-            return (rewards / self.scale).exp()
+            return ((rewards - self.level) / self.scale).clamp_max(0).exp()
         if self.include_logdet:
             rewards = rewards - (self.sigma.square() + self.eps).log().mean(1) / 2
         return rewards

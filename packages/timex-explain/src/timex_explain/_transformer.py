@@ -11,26 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LEVELS = 1 << 16  # of a random number of 16 bits
-
-
-class Dropout(nn.Dropout):
-    """Dropout whose random numbers have 16 bits on a CPU, where torch's are most of what it costs.
-
-    The probability is that of the nearest 16 bits, and what is kept is scaled by just that.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Zero values with probability `p`, in training."""
-        dropped = round(self.p * _LEVELS)
-        plain = input.device.type == "cpu" and not torch.compiler.is_compiling()
-        if not self.training or not plain or not 0 < dropped < _LEVELS:
-            return super().forward(input)
-        drawn = input.new_empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        bits = drawn.view(torch.int16)[: input.numel()].view(input.shape)  # from -_LEVELS / 2 on
-        kept = (bits >= dropped - _LEVELS // 2).to(input.dtype)
-        return input * kept.mul_(_LEVELS / (_LEVELS - dropped))
-
 
 class Attention(nn.Module):
     """softmax(q k' / sqrt(d)) v with one head, over (batch, T, d)."""
@@ -40,7 +20,7 @@ class Attention(nn.Module):
         self.size = size
         self.project_in = nn.Linear(size, 3 * size, **made)  # queries, keys, values
         self.project_out = nn.Linear(size, size, **made)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.project_in.weight)
         nn.init.zeros_(self.project_in.bias)
         nn.init.zeros_(self.project_out.bias)
@@ -69,7 +49,7 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(size, dropout, **made)
         self.feedforward = _feedforward(size, feedforward_size, dropout, **made)
         self.norms = nn.ModuleList(nn.LayerNorm(size, **made) for _ in range(2))
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Encode (batch, T, d)."""
@@ -87,7 +67,7 @@ class DecoderLayer(nn.Module):
         self.cross_attention = Attention(size, dropout, **made)
         self.feedforward = _feedforward(size, feedforward_size, dropout, **made)
         self.norms = nn.ModuleList(nn.LayerNorm(size, **made) for _ in range(3))
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, x: Tensor, memory: Tensor, padding: Tensor | None = None, memory_padding: Tensor | None = None
@@ -103,6 +83,6 @@ def _feedforward(size: int, feedforward_size: int, dropout: float, **made: Any) 
     return nn.Sequential(
         nn.Linear(size, feedforward_size, **made),
         nn.ReLU(),
-        Dropout(dropout),
+        nn.Dropout(dropout),
         nn.Linear(feedforward_size, size, **made),
     )

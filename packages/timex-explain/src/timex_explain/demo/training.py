@@ -106,9 +106,9 @@ def train_explainer(
 
 @torch.no_grad()
 def _validation_loss(explainer: TimeX, x: Tensor) -> float:
-    """Sum of the consistencies that are trained, with the same draws of masks in every epoch, as `fit` has it."""
+    """Sum of the consistencies that are trained; the draws are those of the running source."""
     explainer.eval()
-    terms = explainer.losses(explainer(x, generator=torch.Generator(x.device).manual_seed(0)))
+    terms = explainer.losses(explainer(x))
     explainer.train()
     return float(terms["consistency"] + explainer.objective.label * terms["label"])
 
