@@ -40,7 +40,9 @@ def test_indices_stay_in_their_episode_and_clamp_at_its_ends(lengths, nstep, his
             expected["step"].append(t)
         first_obs, first_act = first_obs + length + 1, first_act + length
     found = (index.obs_idx, index.next_idx, index.act_idx, index.goal_idx, index.episode, index.step)
-    assert [one.tolist() for one in found] == [expected[k] for k in ("obs", "next", "act", "goal", "episode", "step")]
+    assert [one.tolist() for one in found] == [
+        expected[k] for k in ("obs", "next", "act", "goal", "episode", "step")
+    ]
     assert len(index) == sum(lengths)
     assert (index.num_observations, index.num_actions) == (first_obs, first_act)
     if nstep == 0:

@@ -189,7 +189,9 @@ def test_encoders_that_are_not_shared_each_see_their_frames():
     objective = ContrastiveDynamics(phi, DIM, ACTION, hidden=(8,), share_encoder=False, next_encoder=psi)
     given = batch(6)
     _, v = objective(given.obs, given.next_obs, given.action)
-    torch.testing.assert_close(v, nn.functional.normalize(objective.next_projector(psi(given.next_obs)), dim=1))
+    torch.testing.assert_close(
+        v, nn.functional.normalize(objective.next_projector(psi(given.next_obs)), dim=1)
+    )
     copied = ContrastiveDynamics(phi, DIM, ACTION, hidden=(8,), share_encoder=False).next_encoder
     assert copied is not phi
     assert torch.equal(copied[0].weight, phi[0].weight)
@@ -354,6 +356,9 @@ def test_accumulated_gradients_are_those_of_one_batch(name):
     objective.zero_grad()
     for half in (slice(0, 4), slice(4, 8)):
         (objective.loss(type(given)(*(field[half] for field in given))) / 2).backward()
-    same = all(torch.allclose(a, p.grad, atol=1e-7) for a, p in zip(whole, objective.encoder.parameters(), strict=True))
+    same = all(
+        torch.allclose(a, p.grad, atol=1e-7)
+        for a, p in zip(whole, objective.encoder.parameters(), strict=True)
+    )
     assert same == (name not in ("contrast", "simclr"))
     assert not math.isnan(sum(float(p.grad.sum()) for p in objective.encoder.parameters()))

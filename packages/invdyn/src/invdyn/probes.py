@@ -52,10 +52,10 @@ def encode(
                 rows = map_views(lambda view, start=start: view[start : start + size], obs)
                 frames = to_unit(rows, parameter_dtype(encoder)) if unit_pixels else rows
                 found.append(_checked_output(encoder(frames), min(size, count - start)))
+            return torch.cat(found)
     finally:
         for module, mode in modes:
             module.training = mode
-    return torch.cat(found)
 
 
 def _checked_output(found: object, rows: int) -> Tensor:
