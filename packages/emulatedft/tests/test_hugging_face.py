@@ -238,3 +238,32 @@ def test_the_hugging_face_block_of_the_readme_runs_as_it_stands():
     assert names["out"].shape == (1, 3 + 20)
     assert names["fast"].tokens.shape == (1, 20)
     assert names["scores"].shape == (1, 23)
+
+
+@functools.cache
+def letters():
+    """A tokenizer of one letter a token."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {letter: index for index, letter in enumerate("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN")}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    raw.decoder = tokenizers.decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw)
+
+
+@pytest.mark.parametrize("decode", [eft_generate, speculative_generate])
+def test_stop_strings_and_streamers_are_those_of_transformers(decode, capsys):
+    base, ft, ref = trio("llama")
+    options = {"max_new_tokens": 8, "do_sample": False}
+    free = decode(base, Delta(ft, ref), PROMPT, **options).tokens
+    text = letters().decode(free[0])
+    wanted = text[3:5]
+    criteria = [transformers.StopStringCriteria(letters(), [wanted])]
+    found = decode(
+        base, Delta(ft, ref), PROMPT, **options,
+        stopping_criteria=transformers.StoppingCriteriaList(criteria),
+        streamer=transformers.TextStreamer(letters(), skip_prompt=True),
+    ).tokens  # fmt: skip
+    expected = text[: text.index(wanted) + 2]
+    assert letters().decode(found[0]) == expected
+    assert capsys.readouterr().out == expected + "\n"
