@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers import ACTION, DIM, OBS, batch, encoder, episodes, make
 from torch import nn
 
-from helpers import ACTION, DIM, OBS, batch, encoder, episodes, make
 from invdyn import (
     Batch,
     BehaviorCloning,

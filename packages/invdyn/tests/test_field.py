@@ -8,9 +8,9 @@ import types
 import numpy as np
 import pytest
 import torch
+from helpers import ACTION, DIM, OBS, SEVEN, batch, encoder, episodes, make, seeded
 from torch import nn
 
-from helpers import ACTION, DIM, OBS, SEVEN, batch, encoder, episodes, make, seeded
 from invdyn import (
     Batch,
     BehaviorCloning,
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_other_settings_is_refused():
     for options, name in (({"squash": False}, "squash"), ({"stop_grad_next": True}, "stop_grad_next")):
         with pytest.raises(ValueError, match=f"{name} is False there and True here|{name} is True there"):
             make("inverse", **options).load_state_dict(state)
-    with pytest.raises(ValueError, match="temperature is 1.0 there and 0.5 here"):
+    with pytest.raises(ValueError, match=r"temperature is 1\.0 there and 0\.5 here"):
         make("contrast", temperature=0.5).load_state_dict(make("contrast").state_dict())
 
 

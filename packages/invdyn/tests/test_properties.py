@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from helpers import ACTION, DIM, OBS, SEVEN, batch, encoder, episodes, make, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import ACTION, DIM, OBS, SEVEN, batch, encoder, episodes, make, seeded
 from invdyn import (
     InverseDynamics,
     RandomCrop,

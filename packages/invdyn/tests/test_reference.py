@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import ACTION, DIM, OBS, SEVEN, batch, encoder, make, seeded
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from helpers import ACTION, DIM, OBS, SEVEN, batch, encoder, make, seeded
 from invdyn import (
     Batch,
     ColorJitter,
