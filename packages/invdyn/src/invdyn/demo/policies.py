@@ -53,7 +53,7 @@ def frozen_success(
     policies = [
         BehaviorCloning(nn.Identity(), EMBED, 2, hidden=(64, 64), validate=False) for _ in range(len(x))
     ]
-    weights, buffers = stack_module_state(policies)  # type: ignore[arg-type]
+    weights, _ = stack_module_state(policies)  # type: ignore[arg-type]
     base = policies[0]
     members = torch.arange(len(x))[:, None]
     optimizer = torch.optim.AdamW(weights.values(), lr=_RATE)
