@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from invdyn import CrossPrediction, ProbeResult, cross_prediction, encode, fit_probe
 from invdyn.demo.judgement import METHOD, conditions
@@ -130,15 +130,18 @@ def _representations(
             tuned[name] = tune(name, data, validation, size, seed)
             setting = tuned[name].setting
         phi = pretrain(name, data, setting, size, size.steps, seed)
-        found[name] = lambda frames, position, phi=phi: encode(phi, frames)  # type: ignore[misc]
+        found[name] = _encoded(phi)
         report(0.75 * (number + 1) / len(size.names), name)
     torch.manual_seed(seed)
-    blank = new_encoder()
     components = principal_components(data)
-    found["random, frozen"] = lambda frames, position: encode(blank, frames)
+    found["random, frozen"] = _encoded(new_encoder())
     found["principal components"] = lambda frames, position: components(frames)
-    found["state"] = lambda frames, position: torch.nn.functional.pad(position, (0, EMBED - 2))
+    found["state"] = lambda frames, position: nn.functional.pad(position, (0, EMBED - 2))
     return found, tuned
+
+
+def _encoded(phi: nn.Module) -> Representation:
+    return lambda frames, position: encode(phi, frames)
 
 
 def _role(name: str) -> str:

@@ -38,54 +38,73 @@ def frozen_success(
     seed: int,
 ) -> dict[str, Tensor]:
     """(goals, numbers of demonstrations) success of policies on each frozen representation, all trained at once."""
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
     numbers = size.demos
     features, units = [], {}
     for name, represent in representations.items():
-        found = [represent(_before_actions(one, "obs"), _before_actions(one, "position")) for one in demos]
-        units[name] = _units(torch.cat(found))
-        features += [(one - units[name][0]) / units[name][1] for one in found for _ in numbers]
+        own = [represent(_before_actions(one, "obs"), _before_actions(one, "position")) for one in demos]
+        units[name] = _units(torch.cat(own))
+        features += [(one - units[name][0]) / units[name][1] for one in own for _ in numbers]
     x = torch.stack(features)  # (members, rows, EMBED): representation, then goal, then number
     actions = torch.stack([one["action"] for one in demos]).repeat_interleave(len(numbers), 0)
-    y = actions.repeat(len(representations), 1, 1)
     limits = size.horizon * torch.tensor(numbers).repeat(len(x) // len(numbers))
-    policies = [
-        BehaviorCloning(nn.Identity(), EMBED, 2, hidden=(64, 64), validate=False) for _ in range(len(x))
-    ]
-    weights, _ = stack_module_state(policies)  # type: ignore[arg-type]
-    base = policies[0]
+    base, weights = _train_together(x, actions.repeat(len(representations), 1, 1), limits, size, seed)
+    members = len(goals) * len(numbers)  # of each representation
+    targets = goals.repeat_interleave(len(numbers) * size.rollouts, 0)
+    reached = {}
+    for place, (name, represent) in enumerate(representations.items()):
+        chosen = slice(place * members, (place + 1) * members)
+        act = _policy(base, {key: one[chosen] for key, one in weights.items()}, units[name], represent)
+        arrived = _rollout(act, targets, size.horizon, seed)
+        reached[name] = arrived.view(len(goals), len(numbers), size.rollouts).mean(2)
+    return reached
+
+
+def _train_together(
+    x: Tensor, y: Tensor, limits: Tensor, size: Size, seed: int
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A policy for each member, on the first `limits` rows of (members, rows, EMBED): one module, stacked weights."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    base = _head()
+    weights, _ = stack_module_state([_head() for _ in range(len(x))])
     members = torch.arange(len(x))[:, None]
     optimizer = torch.optim.AdamW(weights.values(), lr=_RATE)
-
-    def act(own: dict[str, Tensor], features: Tensor) -> Tensor:
-        return functional_call(base, (own, {}), (features,))
-
     for step in range(size.policy_steps):
         optimizer.param_groups[0]["lr"] = _RATE * cosine(step, size.policy_steps)
         rows = (torch.rand(len(x), _BATCH, generator=generator) * limits[:, None]).long()
-        found = vmap(act, randomness="different")(weights, x[members, rows])
-        loss = (found - y[members, rows]).square().mean((1, 2)).sum()
+        errors = _act(base, weights, x[members, rows]) - y[members, rows]
+        loss = errors.square().mean((1, 2)).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    base.eval()
-    per_rep = len(goals) * len(numbers)
-    reached = {}
-    for place, (name, represent) in enumerate(representations.items()):
-        own = {key: value[place * per_rep : (place + 1) * per_rep].detach() for key, value in weights.items()}
-        mean, scale = units[name]
+    return base.eval(), {key: one.detach() for key, one in weights.items()}
 
-        def policy(
-            frames: Tensor, position: Tensor, own=own, mean=mean, scale=scale, represent=represent
-        ) -> Tensor:  # type: ignore[no-untyped-def]
-            seen = (represent(frames, position) - mean) / scale
-            return vmap(act)(own, seen.unflatten(0, (per_rep, -1))).flatten(0, 1)
 
-        targets = goals.repeat_interleave(len(numbers) * size.rollouts, 0)
-        arrived = _rollout(policy, targets, size.horizon, seed)
-        reached[name] = arrived.view(len(goals), len(numbers), size.rollouts).mean(2)
-    return reached
+def _head() -> nn.Module:
+    return BehaviorCloning(nn.Identity(), EMBED, 2, hidden=(64, 64), validate=False)
+
+
+def _act(base: nn.Module, weights: dict[str, Tensor], features: Tensor) -> Tensor:
+    """(members, rows, 2) actions of (members, rows, EMBED)."""
+
+    def one(own: dict[str, Tensor], features: Tensor) -> Tensor:
+        return functional_call(base, (own, {}), (features,))
+
+    found: Tensor = vmap(one, randomness="different")(weights, features)
+    return found
+
+
+def _policy(
+    base: nn.Module, weights: dict[str, Tensor], units: tuple[Tensor, Tensor], represent: Representation
+) -> Representation:
+    """All members of one representation as one policy, rows of the first member first."""
+    members = len(next(iter(weights.values())))
+
+    def act(frames: Tensor, position: Tensor) -> Tensor:
+        seen = (represent(frames, position) - units[0]) / units[1]
+        return _act(base, weights, seen.unflatten(0, (members, -1))).flatten(0, 1)
+
+    return act
 
 
 def scratch_success(
