@@ -30,7 +30,7 @@ _TOLD = ("goal BC", "multi-head BC")  # these are told what the others are not
 _EVERY = (METHOD, *_RIVALS, *_TOLD)
 SIZES = {
     "smoke": Size(20, 12, 30, 6, 16, 1, 3, (1, 2), 10, (METHOD, "behaviour cloning"), horizon=10),
-    "laptop": Size(200, 60, 400, 100, 64, 5, 20, (2, 5, 10), 200, _EVERY),
+    "laptop": Size(200, 60, 400, 80, 64, 5, 20, (2, 5, 10), 160, _EVERY),
     "paper": Size(1000, 100, 10_000, 1000, 256, 20, 100, (1, 2, 5, 10), 10_000, _EVERY),
 }
 _METRICS = {

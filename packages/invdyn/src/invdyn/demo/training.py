@@ -90,7 +90,7 @@ def _objective(name: str, num_tasks: int, setting: Setting) -> Objective:
 RATES = (2e-3, 5e-4, 8e-3)
 AXES: dict[str, dict[str, Sequence[Any]]] = {
     "contrastive dynamics": {"temperature": (1.0, 0.3, 0.1)},
-    "SimCLR": {"temperature": (1.0, 0.3, 0.1), "augmentation": tuple(AUGMENTATIONS)},
+    "SimCLR": {"temperature": (1.0, 0.25), "augmentation": tuple(AUGMENTATIONS)},
 }
 
 
@@ -142,11 +142,22 @@ class Tuned:
     bracketed: bool
 
 
-def tune(name: str, data: dict[str, Any], held_out: dict[str, Any], size: Size, seed: int) -> Tuned:
-    """Choose settings one axis after the other by the very thing that is judged, on other episodes.
+def widened(grid: Sequence[Any], score: Callable[[Any], float]) -> tuple[Any, bool]:
+    """The best of a grid, and whether it has neighbours on both sides.
 
-    Numbers that win at an edge of their grid widen it by their ratio, at most twice.
+    Where a number wins at an edge, the grid goes on there by factors of 4, at most twice.
     """
+    values = list(grid)
+    for _ in range(3):
+        chosen = max(values, key=score)
+        if isinstance(chosen, str) or min(values) < chosen < max(values):
+            return chosen, True
+        values.append(chosen / 4 if chosen == min(values) else chosen * 4)
+    return chosen, False
+
+
+def tune(name: str, data: dict[str, Any], held_out: dict[str, Any], size: Size, seed: int) -> Tuned:
+    """Choose settings, one axis after the other, by the very thing that is judged, on other episodes."""
     tried: list[tuple[Setting, float]] = []
     done: dict[str, float] = {}
 
@@ -162,14 +173,8 @@ def tune(name: str, data: dict[str, Any], held_out: dict[str, Any], size: Size, 
     best: Setting = {axis: values[0] for axis, values in axes.items()}
     bracketed = True
     for axis, values in axes.items():
-        grid = list(values)
-        for _ in range(3):
-            chosen = max(grid, key=lambda value: score(best | {axis: value}))
-            at_edge = not isinstance(chosen, str) and chosen in (min(grid), max(grid))
-            if not at_edge:
-                break
-            grid.append(chosen / 4 if chosen == min(grid) else chosen * 4)
-        bracketed &= not at_edge
+        chosen, inside = widened(values, lambda value, axis=axis, best=best: score(best | {axis: value}))
+        bracketed &= inside
         best = best | {axis: chosen}
     return Tuned(best, tried, bracketed)
 
