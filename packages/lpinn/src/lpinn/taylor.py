@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lpinn.activations import RULES
 from lpinn.fused import carry
-from lpinn.stacks import pairs
+from lpinn.stacks import is_known, pairs
 
 
 class Jet(NamedTuple):
@@ -66,7 +65,7 @@ def _flatten(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) in (nn.Linear, nn.Identity, *RULES) and not is_altered(layer)
+    return is_known(layer) and not is_altered(layer)
 
 
 def _to_rows(jet: Jet) -> Tensor:
