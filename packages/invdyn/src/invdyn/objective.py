@@ -373,7 +373,9 @@ def _sequence_rows(
 ) -> dict[str, Tensor]:
     """Rows of the N transitions in flattened frames (B (T + 1)), actions (B T) and sequences (B)."""
     steps = torch.arange(time, device=device).expand(batch, time)
-    last = torch.full((batch, 1), time, device=device) if lengths is None else lengths.long()[:, None]
+    last = (
+        torch.full((batch, 1), time, device=device) if lengths is None else lengths.to(device).long()[:, None]
+    )
     sequence = torch.arange(batch, device=device)[:, None].expand(batch, time)
     if lengths is None:
         step, number, end = steps.reshape(-1), sequence.reshape(-1), last.expand(batch, time).reshape(-1)

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -169,11 +170,14 @@ def tune(name: str, data: dict[str, Any], held_out: dict[str, Any], size: Size, 
             tried.append((setting, done[key]))
         return done[key]
 
+    def on_axis(setting: Setting, axis: str, value: Any) -> float:
+        return score(setting | {axis: value})
+
     axes = {"learning rate": RATES} | AXES.get(name, {})
     best: Setting = {axis: values[0] for axis, values in axes.items()}
     bracketed = True
     for axis, values in axes.items():
-        chosen, inside = widened(values, lambda value, axis=axis, best=best: score(best | {axis: value}))
+        chosen, inside = widened(values, partial(on_axis, best, axis))
         bracketed &= inside
         best = best | {axis: chosen}
     return Tuned(best, tried, bracketed)
