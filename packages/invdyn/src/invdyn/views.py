@@ -114,15 +114,15 @@ def gather_frames(observation: Observation, index: Tensor, *, channel_dim: int =
 
     def one(view: Tensor) -> Tensor:
         if index.ndim == 1:
-            return view[index]
+            return view.index_select(0, index)  # copies whole rows, where view[index] copies numbers
         if index.shape[1] == 1:
-            return view[index[:, 0]]
+            return view.index_select(0, index[:, 0])
         if not -(view.ndim - 1) <= channel_dim < view.ndim - 1:
             raise ValueError(
                 f"channel_dim must be a dimension of a frame of shape {tuple(view.shape[1:])}, got {channel_dim}"
             )
         dim = channel_dim % (view.ndim - 1) + 1
-        return torch.cat([view[column] for column in index.unbind(1)], dim)
+        return torch.cat([view.index_select(0, column) for column in index.unbind(1)], dim)
 
     return map_views(one, observation)
 

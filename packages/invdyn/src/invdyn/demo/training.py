@@ -146,10 +146,10 @@ class Tuned:
 def widened(grid: Sequence[Any], score: Callable[[Any], float]) -> tuple[Any, bool]:
     """The best of a grid, and whether it has neighbours on both sides.
 
-    Where a number wins at an edge, the grid goes on there by factors of 4, at most twice.
+    Where a number wins at an edge, the grid goes on there by factors of 4, at most four times.
     """
     values = list(grid)
-    for _ in range(3):
+    for _ in range(5):
         chosen = max(values, key=score)
         if isinstance(chosen, str) or min(values) < chosen < max(values):
             return chosen, True
