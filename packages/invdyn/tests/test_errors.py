@@ -208,6 +208,11 @@ CASES = {
         ValueError,
         "action_seq must be in the batch for nstep=2",
     ),
+    "no actions to predict": (
+        lambda: make("inverse", nstep=2, predict_all_actions=True).loss(given),
+        ValueError,
+        r"action_seq must be \(4, 2, 2\), got \(4, 2, 1\)",
+    ),
     "an action_seq of another n": (
         lambda: make("contrast", nstep=2).loss(given),
         ValueError,
