@@ -374,8 +374,9 @@ def test_options_that_exclude_each_other():
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="there is no gcc")
 def test_the_source_has_nothing_to_warn_of():
-    warnings = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
-    subprocess.run(["gcc", "-fsyntax-only", *warnings, "-DCHECKSUM=0u", str(native.SOURCE)], check=True)
+    warnings = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion"]
+    command = ["gcc", "-fsyntax-only", *warnings, "-DCHECKSUM=0u", str(native.SOURCE)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stderr == ""
 
 
 @pytest.fixture
