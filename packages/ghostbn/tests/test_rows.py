@@ -4,10 +4,15 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from ghostbn import functional, ghost_batch_norm
+from ghostbn import functional, ghost_batch_norm, rows
 
 GROUPINGS = ("strided", "contiguous")
 SHAPES = {"images": (12, 5, 3, 4), "volumes": (8, 3, 2, 2, 3), "one place": (8, 3, 2, 1)}
+
+
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch):
+    monkeypatch.setattr(rows, "LEAST", 0)
 
 
 def channels_last(shape, dtype=torch.float64, offset=0.0):
@@ -53,6 +58,9 @@ def test_it_is_taken(monkeypatch):
     x = channels_last((8, 3, 2, 2))
     for one in (x, x.contiguous(), x.bfloat16(), x[:, :, 0, 0]):
         ghost_batch_norm(one, None, None, None, None, True, 0.1, 1e-5, 4)
+    assert len(taken) == 1
+    monkeypatch.setattr(rows, "LEAST", x.numel() + 1)
+    ghost_batch_norm(x, None, None, None, None, True, 0.1, 1e-5, 4)
     assert len(taken) == 1
 
 

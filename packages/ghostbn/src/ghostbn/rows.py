@@ -15,10 +15,11 @@ from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
 
 DTYPES = (torch.float32, torch.float64)
+LEAST = 100_000  # values, below which two copies cost less than six passes
 
 
 def takes_rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype | None) -> bool:
-    """Tell whether `normalise_rows` is for this input: an ordinary one on the CPU, channels last in memory.
+    """Tell whether `normalise_rows` is for this input: an ordinary and not a small one on the CPU, channels last.
 
     Compilers, tracers, forward-mode differentiation and the transforms of `torch.func` read through the operators
     of the fused way, so they get those.
@@ -33,6 +34,8 @@ def takes_rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: tor
         Whether it is.
     """
     if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.dtype not in DTYPES:
+        return False
+    if x.numel() < LEAST:
         return False
     if x.dim() < 3 or x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
         return False
